@@ -1,0 +1,2 @@
+//! The `tollway` command.
+fn main() {}

@@ -1,0 +1,194 @@
+//! What is counted, and what it costs. Payer and payee run this same code on the same frames.
+//!
+//! A metered **byte** is a payload byte of a request, a response or an item, as framed; an item's length prefix,
+//! headers, control and payment frames are free. The cost of a call so far is
+//!
+//! ```text
+//! call + items × item + ceil(bytes_out × amount / per_bytes) + ceil(bytes_in × amount / per_bytes)
+//! ```
+//!
+//! over the response and all streams of the call; each charge is the difference to the charge before, so that rounding
+//! happens once for each call and direction, however the bytes were cut into frames. `[pay.meter.rounding]`
+
+use core::fmt;
+use core::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Amount;
+
+/// So many base units for so many bytes: `25/KiB` is 25 base units for each 1,024 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Base units for each `per_bytes` bytes.
+    pub amount: Amount,
+    /// Bytes that `amount` pays for, at least 1.
+    pub per_bytes: core::num::NonZeroU64,
+}
+
+impl Rate {
+    /// What `bytes` cost, rounded up once, or `None` above [`Amount::MAX`].
+    pub fn cost(&self, bytes: u64) -> Option<Amount> {
+        let product = u128::from(bytes).checked_mul(self.amount.units())?;
+        Some(Amount::new(product.div_ceil(u128::from(self.per_bytes.get()))))
+    }
+
+    /// The largest number of bytes that cost at most `budget`.
+    pub fn affordable_bytes(&self, budget: Amount) -> u64 {
+        // ceil(b × a / p) ≤ m  ⇔  b × a ≤ m × p. A free rate affords every number of bytes.
+        let product = budget.units().checked_mul(u128::from(self.per_bytes.get()));
+        let bytes = product.and_then(|product| product.checked_div(self.amount.units()));
+        match bytes {
+            Some(bytes) => u64::try_from(bytes).unwrap_or(u64::MAX),
+            // Past 2^128 the product is not exact: divide first, which rounds down, to stay affordable.
+            None => match budget.units().checked_div(self.amount.units()) {
+                Some(units) => {
+                    u64::try_from(units.saturating_mul(u128::from(self.per_bytes.get()))).unwrap_or(u64::MAX)
+                }
+                None => u64::MAX,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per_bytes.get() {
+            1 => write!(f, "{}/B", self.amount),
+            0x400 => write!(f, "{}/KiB", self.amount),
+            0x10_0000 => write!(f, "{}/MiB", self.amount),
+            0x4000_0000 => write!(f, "{}/GiB", self.amount),
+            bytes => write!(f, "{}/{}B", self.amount, bytes),
+        }
+    }
+}
+
+/// A text that is not a rate such as `25/KiB`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParseRateError {
+    /// There is no `/`.
+    #[error("a rate is AMOUNT/UNIT, such as 25/KiB")]
+    NoSlash,
+    /// The part before the `/` is no amount.
+    #[error(transparent)]
+    Amount(#[from] super::ParseAmountError),
+    /// The part after the `/` is no unit.
+    #[error("the unit of a rate is one of B, KiB, MiB, GiB, or a number of bytes such as 100B")]
+    Unit,
+}
+
+impl FromStr for Rate {
+    type Err = ParseRateError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (amount, unit) = text.split_once('/').ok_or(ParseRateError::NoSlash)?;
+        let bytes = match unit {
+            "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            other => other
+                .strip_suffix('B')
+                .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|digits| digits.parse().ok())
+                .ok_or(ParseRateError::Unit)?,
+        };
+        let per_bytes = core::num::NonZeroU64::new(bytes).ok_or(ParseRateError::Unit)?;
+        Ok(Rate { amount: amount.parse()?, per_bytes })
+    }
+}
+
+/// The price of one method. What is left at its default is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Price {
+    /// For each call, charged when its handler starts.
+    pub call: Amount,
+    /// For each item that the payee sends.
+    pub item: Amount,
+    /// For the bytes from payee to payer.
+    pub bytes_out: Option<Rate>,
+    /// For the bytes from payer to payee.
+    pub bytes_in: Option<Rate>,
+}
+
+impl Price {
+    /// A price for the bytes that the payee sends, and nothing else.
+    pub const fn per_bytes_out(rate: Rate) -> Self {
+        Price { call: Amount::ZERO, item: Amount::ZERO, bytes_out: Some(rate), bytes_in: None }
+    }
+
+    /// Whether nothing costs anything.
+    pub fn is_free(&self) -> bool {
+        let free = |rate: Option<Rate>| rate.is_none_or(|rate| rate.amount.is_zero());
+        self.call.is_zero() && self.item.is_zero() && free(self.bytes_out) && free(self.bytes_in)
+    }
+
+    /// The cost of a call that has carried so much, or `None` above [`Amount::MAX`].
+    pub fn cost(&self, usage: Usage) -> Option<Amount> {
+        let rated = |rate: Option<Rate>, bytes| rate.map_or(Some(Amount::ZERO), |rate| rate.cost(bytes));
+        self.call
+            .checked_add(self.item.checked_mul(u128::from(usage.items))?)?
+            .checked_add(rated(self.bytes_out, usage.bytes_out)?)?
+            .checked_add(rated(self.bytes_in, usage.bytes_in)?)
+    }
+}
+
+/// What a call has carried so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Items from payee to payer, over all streams of the call.
+    pub items: u64,
+    /// Payload bytes from payee to payer.
+    pub bytes_out: u64,
+    /// Payload bytes from payer to payee.
+    pub bytes_in: u64,
+}
+
+impl Usage {
+    /// The sum of both, or `None` past 2^64.
+    pub fn checked_add(self, more: Usage) -> Option<Usage> {
+        Some(Usage {
+            items: self.items.checked_add(more.items)?,
+            bytes_out: self.bytes_out.checked_add(more.bytes_out)?,
+            bytes_in: self.bytes_in.checked_add(more.bytes_in)?,
+        })
+    }
+}
+
+/// The running cost of one call.
+///
+/// A meter starts at zero: the call price is part of its first charge, so that a call which was never answered has cost
+/// the payer's count nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CallMeter {
+    usage: Usage,
+    charged: Amount,
+}
+
+impl CallMeter {
+    /// What the call has carried.
+    pub const fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// What the call has cost.
+    pub const fn charged(&self) -> Amount {
+        self.charged
+    }
+
+    /// What carrying `more` would add to the cost, or `None` where the numbers end.
+    pub fn quote(&self, price: &Price, more: Usage) -> Option<Amount> {
+        price.cost(self.usage.checked_add(more)?)?.checked_sub(self.charged)
+    }
+
+    /// Counts `more` and returns what it adds to the cost, or `None` (and counts nothing) where the numbers end.
+    pub fn charge(&mut self, price: &Price, more: Usage) -> Option<Amount> {
+        let usage = self.usage.checked_add(more)?;
+        let cost = price.cost(usage)?;
+        let difference = cost.checked_sub(self.charged)?;
+        self.usage = usage;
+        self.charged = cost;
+        Some(difference)
+    }
+}

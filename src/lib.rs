@@ -1,0 +1,1 @@
+//! Tollway: a runtime for metered RPC.
