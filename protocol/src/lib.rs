@@ -2,7 +2,22 @@
 //!
 //! `SPEC.md` beside this crate's manifest is the normative text; a line that enforces one of its rules cites the rule's
 //! id in brackets, such as `[session.open.parity]`.
+//!
+//! - [`frame`] cuts a byte stream into frames, [`message`] has their headers.
+//! - [`session`] is the session machine: handshake, virtual connections, calls, credit, fairness, keepalive.
+//! - [`stream`] has the two ends of a stream of items, which a runtime keeps behind locks of their own.
+//! - [`payment`] is the money: amounts, vouchers, metering, and the payment-channel machine.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used))]
 
+pub mod error;
+pub mod frame;
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod metadata;
 pub mod payment;
+pub mod session;
+pub mod stream;
+pub mod time;

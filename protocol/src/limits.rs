@@ -1,0 +1,131 @@
+//! Limits that two sides tell each other: what a side is ready to receive.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes that a frame's kind and header may need on top of an item or a body: metadata at its cap, and slack.
+pub const HEADER_ALLOWANCE: u32 = 32 * 1024;
+
+/// Credit that an item costs on top of its bytes, so that empty items are not free. `[stream.credit.overhead]`
+pub const ITEM_OVERHEAD: u64 = 16;
+
+/// What a side receives in one session; said in Hello and HelloAck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionLimits {
+    /// Largest frame in bytes, without its length prefix.
+    pub max_frame: u32,
+    /// Virtual connections, opened by the other side, that may be open at once.
+    pub max_connections: u32,
+    /// Opens by the other side that may be unanswered at once.
+    pub max_pending_opens: u32,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        SessionLimits {
+            // An item of 1 MiB, the default of `ConnectionLimits`, and its header.
+            max_frame: (1 << 20) + HEADER_ALLOWANCE,
+            // An idle connection is one small table entry, so many are cheap.
+            max_connections: 65_536,
+            // An opener beyond it waits for answers; a handler that answers late is not swamped.
+            max_pending_opens: 1_024,
+        }
+    }
+}
+
+/// What a side receives on one virtual connection; said in Open and Accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionLimits {
+    /// Largest item of a stream in bytes.
+    pub max_item: u32,
+    /// Largest body of a request or a response in bytes, at most `window`.
+    pub max_body: u32,
+    /// Bytes of request and response bodies that may be on their way or unread at once.
+    pub window: u32,
+    /// Credit of a new stream in bytes, [`ITEM_OVERHEAD`] for each item included.
+    pub stream_window: u32,
+    /// Calls by the other side that may be open at once.
+    pub max_calls: u32,
+    /// Streams opened by the other side that may be open at once.
+    pub max_streams: u32,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        ConnectionLimits {
+            max_item: 1 << 20,
+            max_body: 1 << 20,
+            window: 1 << 20,
+            // At 100 Gbit/s on one machine, or 1 Gbit/s over 8 ms: enough that a local stream never waits for credit.
+            stream_window: 1 << 20,
+            max_calls: 1_024,
+            max_streams: 1_024,
+        }
+    }
+}
+
+/// Limits that contradict themselves or the session's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LimitsError {
+    /// A body that is allowed would never fit the window.
+    #[error("max_body of {max_body} bytes is above the window of {window} bytes")]
+    BodyAboveWindow {
+        /// The largest body, in bytes.
+        max_body: u32,
+        /// The window, in bytes.
+        window: u32,
+    },
+    /// An item or a body that is allowed would not fit a frame.
+    #[error("an item or body of {bytes} bytes with its header is above the largest frame of {max_frame} bytes")]
+    AboveFrame {
+        /// The larger of item and body, in bytes.
+        bytes: u32,
+        /// The largest frame, in bytes.
+        max_frame: u32,
+    },
+    /// A window of zero lets nothing start.
+    #[error("a window of zero lets nothing start")]
+    ZeroWindow,
+}
+
+impl ConnectionLimits {
+    /// Checks the limits against each other and against the largest frame of the side that states them.
+    /// `[session.limits.consistent]`
+    ///
+    /// # Errors
+    /// When a body cannot fit the window, an item or body cannot fit a frame, or a window is zero.
+    pub fn check(&self, session: &SessionLimits) -> Result<(), LimitsError> {
+        if self.window == 0 || self.stream_window == 0 {
+            return Err(LimitsError::ZeroWindow);
+        }
+        if self.max_body > self.window {
+            return Err(LimitsError::BodyAboveWindow { max_body: self.max_body, window: self.window });
+        }
+        let bytes = self.max_item.max(self.max_body);
+        if bytes.saturating_add(HEADER_ALLOWANCE) > session.max_frame {
+            return Err(LimitsError::AboveFrame { bytes, max_frame: session.max_frame });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_agree_with_each_other() {
+        assert_eq!(ConnectionLimits::default().check(&SessionLimits::default()), Ok(()));
+    }
+
+    #[test]
+    fn a_body_above_the_window_or_the_frame_is_refused() {
+        let session = SessionLimits::default();
+        let limits = ConnectionLimits { max_body: 4097, window: 4096, ..Default::default() };
+        assert_eq!(limits.check(&session), Err(LimitsError::BodyAboveWindow { max_body: 4097, window: 4096 }));
+        let limits = ConnectionLimits { max_item: (1 << 20) + 1, ..Default::default() };
+        assert!(matches!(limits.check(&session), Err(LimitsError::AboveFrame { .. })));
+        let limits = ConnectionLimits { stream_window: 0, ..Default::default() };
+        assert_eq!(limits.check(&session), Err(LimitsError::ZeroWindow));
+    }
+}

@@ -1,0 +1,646 @@
+//! What the application does with a session.
+
+use bytes::Bytes;
+
+use super::connection::{Call, CallState, Connection, State, StreamEntry};
+use super::money::{Money, Payee, Payer};
+use super::outbox::{Body, BodyKind, Source};
+use super::receive::MAX_SERVICE_NAME;
+use super::{CallKey, Event, Machine, MoneyCount, PayeeMoney, PayerMoney, Phase, Role};
+use crate::error::{ConnectionEnd, Reason, SessionEnd, code};
+use crate::id::ConnectionId;
+use crate::limits::{ConnectionLimits, LimitsError};
+use crate::message::{Accept, Cancel, Close, Done, Flow, GoAway, Open, Payment, Reject, Reset, Status, Stop};
+use crate::metadata::{Metadata, MetadataTooLarge};
+use crate::payment::{Amount, CallMeter};
+use crate::stream::{Grant, StreamKey};
+use crate::time::Time;
+
+/// A command that cannot be carried out. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The session has ended.
+    #[error(transparent)]
+    SessionEnded(SessionEnd),
+    /// The handshake has not ended.
+    #[error("the handshake has not ended")]
+    NotOpen,
+    /// The connection is not there (any more), or does not wait for this.
+    #[error("connection {0} is closed, or does not wait for this")]
+    NoConnection(ConnectionId),
+    /// The call is not there (any more), or was answered.
+    #[error("the call has ended or was answered")]
+    NoCall,
+    /// One side is going away.
+    #[error("the session is going away")]
+    GoingAway,
+    /// More than the peer allows.
+    #[error("{what}: the peer allows {limit}")]
+    AtCapacity {
+        /// What is limited.
+        what: &'static str,
+        /// The peer's limit.
+        limit: u64,
+    },
+    /// A body above the peer's limit.
+    #[error("a body of {bytes} bytes is above the peer's limit of {limit} bytes; send larger data as a stream")]
+    BodyTooLarge {
+        /// The body, in bytes.
+        bytes: usize,
+        /// The peer's limit, in bytes.
+        limit: u32,
+    },
+    /// A service name that is too long.
+    #[error("a service name of {0} bytes is above {MAX_SERVICE_NAME}")]
+    NameTooLong(usize),
+    /// Metadata above its caps.
+    #[error(transparent)]
+    Metadata(#[from] MetadataTooLarge),
+    /// Limits that contradict themselves.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// All ids of a space were used.
+    #[error("all ids were used; open a new session")]
+    IdsExhausted,
+}
+
+/// A call to be made.
+#[derive(Debug)]
+pub struct CallSpec<'a> {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The method's id.
+    pub method: u64,
+    /// When the caller gives up.
+    pub deadline: Option<Time>,
+    /// The caller's metadata.
+    pub metadata: Metadata,
+    /// The arguments.
+    pub payload: Bytes,
+    /// The streams of the payload's slots, seen from this side.
+    pub slots: &'a [Flow],
+}
+
+/// An answer to be given.
+#[derive(Debug)]
+pub struct ResponseSpec<'a> {
+    /// What the payload is.
+    pub status: Status,
+    /// The callee's metadata.
+    pub metadata: Metadata,
+    /// The payload.
+    pub payload: Bytes,
+    /// The streams of the payload's slots, seen from this side.
+    pub slots: &'a [Flow],
+}
+
+impl Machine {
+    fn check_open(&self) -> Result<(), CommandError> {
+        match &self.phase {
+            Phase::Open => Ok(()),
+            Phase::Greeting => Err(CommandError::NotOpen),
+            Phase::Ended(end) => Err(CommandError::SessionEnded(end.clone())),
+        }
+    }
+
+    /// Asks the peer for a connection to a service. The answer is [`Event::ConnectionAccepted`],
+    /// [`Event::ConnectionRejected`] or, after the open timeout, [`Event::ConnectionClosed`].
+    ///
+    /// `credential` and `money` come together: a connection that this side pays for.
+    ///
+    /// # Errors
+    /// When the session does not take connections, or a limit of either side is exceeded.
+    pub fn open(
+        &mut self,
+        now: Time,
+        service: &str,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        paid: Option<(Bytes, PayerMoney)>,
+    ) -> Result<ConnectionId, CommandError> {
+        self.check_open()?;
+        limits.check(&self.config.limits)?;
+        metadata.check()?;
+        if service.len() > MAX_SERVICE_NAME {
+            return Err(CommandError::NameTooLong(service.len()));
+        }
+        if self.peer_going_away.is_some() || self.going_away.is_some() {
+            return Err(CommandError::GoingAway);
+        }
+        let most = [
+            ("open connections", self.opens.ours, self.peer_limits.max_connections),
+            ("unanswered opens", self.opens.ours_pending, self.peer_limits.max_pending_opens),
+        ];
+        if let Some(&(what, _, limit)) = most.iter().find(|(_, count, limit)| count >= limit) {
+            return Err(CommandError::AtCapacity { what, limit: u64::from(limit) });
+        }
+        let id = ConnectionId(self.own_ids.take().ok_or(CommandError::IdsExhausted)?);
+        // This side takes the odd half of the ids inside; a relay passes them on unchanged.
+        let parity = crate::id::Parity::Odd;
+        let mut connection = Connection::new(State::Opening, parity, limits, ConnectionLimits::default());
+        let (credential, money) = paid.unzip();
+        connection.money = money.map(|money| Box::new(Money::Payer(Payer::new(money))));
+        self.connections.insert(id, connection);
+        self.opens.ours = self.opens.ours.saturating_add(1);
+        self.opens.ours_pending = self.opens.ours_pending.saturating_add(1);
+        self.timers.start_open(now.after(self.config.open_timeout), id);
+        let open = Open { connection: id, service: service.to_owned(), parity, limits, metadata };
+        self.control_with(id, &open, credential.unwrap_or_default());
+        if let (Role::Responder, Some(held)) = (self.role, &mut self.held) {
+            held.extend(self.outbox.control.pop_back());
+        }
+        Ok(id)
+    }
+
+    /// Accepts [`Event::ConnectionRequested`]. `money` makes it one that is paid to this side; `receipt` travels along.
+    ///
+    /// # Errors
+    /// When the connection no longer waits, or the limits contradict the session's.
+    pub fn accept(
+        &mut self,
+        id: ConnectionId,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        paid: Option<(Bytes, PayeeMoney)>,
+    ) -> Result<(), CommandError> {
+        self.check_open()?;
+        limits.check(&self.config.limits)?;
+        metadata.check()?;
+        let connection = self
+            .connections
+            .get_mut(&id)
+            .filter(|connection| connection.state == State::Requested)
+            .ok_or(CommandError::NoConnection(id))?;
+        connection.state = State::Open;
+        connection.set_limits(limits, connection.peer_limits);
+        let (receipt, money) = paid.unzip();
+        connection.money = money.map(|money| Box::new(Money::Payee(Payee::new(money))));
+        self.opens.peers_pending = self.opens.peers_pending.saturating_sub(1);
+        self.control_with(id, &Accept { connection: id, limits, metadata }, receipt.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Rejects [`Event::ConnectionRequested`]. `terms` are the signed terms of a priced service, else empty.
+    ///
+    /// # Errors
+    /// When the connection no longer waits.
+    pub fn reject(
+        &mut self,
+        id: ConnectionId,
+        reason: Reason,
+        metadata: Metadata,
+        terms: Bytes,
+    ) -> Result<(), CommandError> {
+        self.check_open()?;
+        metadata.check()?;
+        if self.connections.get(&id).is_none_or(|connection| connection.state != State::Requested) {
+            return Err(CommandError::NoConnection(id));
+        }
+        self.remove_connection(id);
+        self.send_reject(id, reason, metadata, terms);
+        Ok(())
+    }
+
+    /// Closes a connection, in whatever state it is. Its calls and streams end now; an application that wants its
+    /// answers delivered closes after they are.
+    pub fn close(&mut self, id: ConnectionId, reason: Reason) {
+        match self.connections.get(&id).map(|connection| connection.state) {
+            None | Some(State::Closing) => {}
+            Some(State::Requested) => {
+                self.remove_connection(id);
+                self.send_reject(id, reason.clone(), Metadata::new(), Bytes::new());
+                self.events.push_back(Event::ConnectionClosed {
+                    connection: id,
+                    end: ConnectionEnd::ClosedByUs(reason),
+                    money: None,
+                });
+            }
+            Some(State::Opening | State::Open) => {
+                self.close_with(id, reason.clone(), ConnectionEnd::ClosedByUs(reason));
+            }
+        }
+    }
+
+    /// Sends Close and waits for the peer's; the application is told at once that the connection ended.
+    pub(super) fn close_with(&mut self, id: ConnectionId, reason: Reason, end: ConnectionEnd) {
+        self.send_close(id, reason);
+        let Some(connection) = self.connections.get(&id) else { return };
+        let mut rest =
+            Connection::new(State::Closing, crate::id::Parity::Odd, connection.limits, connection.peer_limits);
+        rest.opened_by_us = connection.opened_by_us;
+        let (own, was_opening) = (connection.opened_by_us, connection.state == State::Opening);
+        self.forget_connection(id, Some(end));
+        // It still counts: an id that is closing is an entry in both tables.
+        self.connections.insert(id, rest);
+        let count = if own { &mut self.opens.ours } else { &mut self.opens.peers };
+        *count = count.saturating_add(1);
+        debug_assert!(own || !was_opening, "only our own opens are opening");
+    }
+
+    pub(super) fn send_close(&mut self, id: ConnectionId, reason: Reason) {
+        let close = Close { connection: id, reason: reason.into(), metadata: Metadata::new() };
+        self.control(id, &close);
+    }
+
+    pub(super) fn send_reject(&mut self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
+        self.control_with(id, &Reject { connection: id, reason: reason.into(), metadata }, terms);
+    }
+
+    /// No connection that the peer opens from now on is accepted; those that are open go on.
+    pub fn go_away(&mut self, reason: Reason) {
+        if self.phase == Phase::Open && self.going_away.is_none() {
+            let last = self.peer_ids.highest();
+            self.going_away = Some(last);
+            self.control(ConnectionId::ROOT, &GoAway { last, reason: reason.into() });
+        }
+    }
+
+    /// Makes a call on an open connection. It is announced when the connection's turn comes and the peer's limit on
+    /// open calls has room. The keys of its streams come in the order of `slots`.
+    ///
+    /// # Errors
+    /// When the connection is not open, or a limit of the peer is exceeded.
+    pub fn start_call(&mut self, spec: CallSpec<'_>) -> Result<(CallKey, Vec<StreamKey>), CommandError> {
+        self.check_open()?;
+        let id = spec.connection;
+        let connection = self.check_body(id, &spec.payload, &spec.metadata)?;
+        let price = match connection.money.as_deref() {
+            Some(Money::Payer(payer)) => payer.prices.index(spec.method),
+            _ => None,
+        };
+        let call = self.calls.insert(Call {
+            connection: id,
+            state: CallState::Queued,
+            streams: 0,
+            had_streams: false,
+            meter: CallMeter::default(),
+            price,
+            holds: false,
+        });
+        let slots = match self.create_streams(call, spec.slots) {
+            Ok(slots) => slots,
+            Err(error) => {
+                self.calls.remove(call);
+                return Err(error);
+            }
+        };
+        let kind = BodyKind::Request { method: spec.method, deadline: spec.deadline };
+        let body = Body { call, kind, metadata: spec.metadata, payload: spec.payload, slots: slots.clone() };
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.active().requests.push_back(body);
+        }
+        self.schedule_requests(id);
+        Ok((call, slots))
+    }
+
+    fn check_body(&self, id: ConnectionId, payload: &Bytes, metadata: &Metadata) -> Result<&Connection, CommandError> {
+        metadata.check()?;
+        let open = self.connections.get(&id).filter(|connection| connection.state == State::Open);
+        let connection = open.ok_or(CommandError::NoConnection(id))?;
+        let limit = connection.peer_limits.max_body;
+        if payload.len() > limit as usize {
+            return Err(CommandError::BodyTooLarge { bytes: payload.len(), limit });
+        }
+        Ok(connection)
+    }
+
+    /// Answers a call of the peer's. The keys of the answer's streams come in the order of `slots`.
+    ///
+    /// # Errors
+    /// When the call was answered or has ended, or the answer is above the peer's limit: then the call still waits.
+    pub fn respond(&mut self, call: CallKey, spec: ResponseSpec<'_>) -> Result<Vec<StreamKey>, CommandError> {
+        let entry = self.calls.get(call).ok_or(CommandError::NoCall)?;
+        if !matches!(entry.state, CallState::Running { .. }) {
+            return Err(CommandError::NoCall);
+        }
+        self.check_body(entry.connection, &spec.payload, &spec.metadata)?;
+        let slots = self.create_streams(call, spec.slots)?;
+        self.push_response(call, spec.status, spec.metadata, spec.payload, slots.clone());
+        Ok(slots)
+    }
+
+    pub(super) fn push_response(
+        &mut self,
+        call: CallKey,
+        status: Status,
+        metadata: Metadata,
+        payload: Bytes,
+        slots: Vec<StreamKey>,
+    ) {
+        let Some(entry) = self.calls.get_mut(call) else { return };
+        let CallState::Running { id } = entry.state else { return };
+        entry.state = CallState::Responding { id };
+        let connection_id = entry.connection;
+        let Some(connection) = self.connections.get_mut(&connection_id) else { return };
+        let active = connection.active();
+        active.responses.push_back(Body { call, kind: BodyKind::Response { status }, metadata, payload, slots });
+        if !core::mem::replace(&mut active.responses_ready, true) {
+            self.schedule(connection_id, Source::Responses);
+        }
+    }
+
+    /// Creates the streams of slots of an item of a stream of the same call.
+    ///
+    /// # Errors
+    /// When the stream has ended, or the peer's limit on open streams is exceeded.
+    pub fn create_item_streams(&mut self, of: StreamKey, flows: &[Flow]) -> Result<Vec<StreamKey>, CommandError> {
+        let call = self.streams.get(of).ok_or(CommandError::NoCall)?.call;
+        self.create_streams(call, flows)
+    }
+
+    fn create_streams(&mut self, call: CallKey, flows: &[Flow]) -> Result<Vec<StreamKey>, CommandError> {
+        if flows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entry = self.calls.get_mut(call).ok_or(CommandError::NoCall)?;
+        let id = entry.connection;
+        let connection = self.connections.get_mut(&id).ok_or(CommandError::NoConnection(id))?;
+        let limit = connection.peer_limits.max_streams;
+        let active = connection.active.get_or_insert_default();
+        let count = u32::try_from(flows.len()).unwrap_or(u32::MAX);
+        let total = active.own_streams.saturating_add(count);
+        if total > limit {
+            return Err(CommandError::AtCapacity { what: "open streams", limit: u64::from(limit) });
+        }
+        active.own_streams = total;
+        entry.streams = entry.streams.saturating_add(count);
+        entry.had_streams = true;
+        let create = |&flow: &Flow| {
+            self.streams.insert(StreamEntry {
+                connection: id,
+                call,
+                id: None,
+                flow,
+                opened_by_us: true,
+                scheduled: false,
+                credit: None,
+                stop: None,
+            })
+        };
+        let keys: Vec<StreamKey> = flows.iter().map(create).collect();
+        active.owned.extend(&keys);
+        Ok(keys)
+    }
+
+    /// The caller has lost interest. A call that is not announced is forgotten; any other is cancelled at the peer and
+    /// stays until the peer has ended it.
+    pub fn cancel_call(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let connection = call.connection;
+        match &mut call.state {
+            CallState::Queued => {
+                for stream in self.streams_of(key, connection) {
+                    self.remove_stream(stream);
+                }
+                self.calls.remove(key);
+            }
+            CallState::Sent { id, cancelled } | CallState::Answered { id, cancelled } => {
+                let call = *id;
+                if !core::mem::replace(cancelled, true) {
+                    self.control(connection, &Cancel { connection, call });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn streams_of(&self, call: CallKey, connection: ConnectionId) -> Vec<StreamKey> {
+        let active = self.connections.get(&connection).and_then(|live| live.active.as_ref());
+        let owned = active.into_iter().flat_map(|active| active.owned.iter().copied());
+        owned.filter(|&key| self.streams.get(key).is_some_and(|entry| entry.call == call)).collect()
+    }
+
+    /// A sending stream has something to send: items within its credit, its end, or a reset.
+    pub fn stream_ready(&mut self, stream: StreamKey) {
+        let Some(entry) = self.streams.get_mut(stream) else { return };
+        // One that is not announced is scheduled when it is.
+        if entry.flow == Flow::ToPeer && entry.id.is_some() && !core::mem::replace(&mut entry.scheduled, true) {
+            let connection = entry.connection;
+            self.schedule(connection, Source::Stream(stream));
+        }
+    }
+
+    /// The receiver of a stream can take more.
+    pub fn grant(&mut self, stream: StreamKey, grant: Grant) {
+        let Some(entry) = self.streams.get_mut(stream) else { return };
+        if entry.flow == Flow::FromPeer && entry.credit.replace(grant).is_none() {
+            self.outbox.credits.push_back(stream);
+        }
+    }
+
+    /// The receiver of a stream wants no more.
+    pub fn stop_stream(&mut self, stream: StreamKey, code: u32) {
+        let Some(entry) = self.streams.get_mut(stream) else { return };
+        if entry.flow != Flow::FromPeer {
+            return;
+        }
+        let connection = entry.connection;
+        match entry.id {
+            Some(stream) => self.control(connection, &Stop { connection, stream, code }),
+            None => entry.stop = Some(code),
+        }
+    }
+
+    /// Ends a stream that the application never saw.
+    pub(super) fn end_unseen_stream(&mut self, key: StreamKey) {
+        let Some(entry) = self.streams.get(key) else { return };
+        let connection = entry.connection;
+        match (entry.flow, entry.id) {
+            (Flow::FromPeer, _) => self.stop_stream(key, code::CANCELLED),
+            (Flow::ToPeer, Some(stream)) => {
+                self.control(connection, &Reset { connection, stream, code: code::CANCELLED });
+                self.remove_stream(key);
+            }
+            (Flow::ToPeer, None) => self.remove_stream(key),
+        }
+    }
+
+    /// Forgets a stream that was created for a slot and will never be announced, because the item that carries it was
+    /// dropped.
+    pub fn forget_unannounced(&mut self, stream: StreamKey) {
+        if self.streams.get(stream).is_some_and(|entry| entry.id.is_none()) {
+            self.remove_stream(stream);
+        }
+    }
+
+    /// The application is done with `bytes` of bodies, and the peer may send as many more.
+    pub fn consume_body(&mut self, id: ConnectionId, bytes: usize) {
+        let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else { return };
+        if connection.recv_window.consume(bytes, connection.limits.window) {
+            self.outbox.windows.push_back(id);
+        }
+    }
+
+    /// Sends a payment message, ahead of all data.
+    ///
+    /// # Errors
+    /// When the connection is not an open paid one.
+    pub fn send_payment(&mut self, connection: ConnectionId, message: Bytes) -> Result<(), CommandError> {
+        let open = self.connections.get(&connection);
+        if open.is_none_or(|open| open.state != State::Open || open.money.is_none()) {
+            return Err(CommandError::NoConnection(connection));
+        }
+        let head = crate::message::encode_head(&Payment { connection });
+        let lane = self.lane(connection);
+        self.outbox.payment.push_back(crate::frame::Transmit { lane, head, payload: message });
+        Ok(())
+    }
+
+    /// Payee: spending up to `leased` base units is authorised and durable. What waited for money goes on.
+    pub fn raise_money(&mut self, id: ConnectionId, leased: Amount) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
+        payee.raise(leased);
+        let (calls, responses, streams) = (
+            core::mem::take(&mut payee.calls),
+            core::mem::take(&mut payee.responses),
+            core::mem::take(&mut payee.streams),
+        );
+        let active = connection.active();
+        // What waited stood first, and stands first again.
+        responses.into_iter().rev().for_each(|body| active.responses.push_front(body));
+        streams.into_iter().rev().for_each(|source| active.ready.push_front(source));
+        let answers = !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true);
+        if answers {
+            active.ready.push_front(Source::Responses);
+        }
+        self.enter_ring(id);
+        for incoming in calls {
+            self.deliver_call(incoming);
+        }
+    }
+
+    /// Payer: sets the count at which [`Event::ReceivedMark`] comes; at once if it is reached.
+    pub fn set_received_mark(&mut self, connection: ConnectionId, mark: Amount) {
+        let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
+        if let Some(Money::Payer(payer)) = money
+            && let Some(received) = payer.set_mark(mark)
+        {
+            self.events.push_back(Event::ReceivedMark { connection, received });
+        }
+    }
+
+    /// The counts of a paid connection that is open.
+    pub fn money(&self, connection: ConnectionId) -> Option<MoneyCount> {
+        self.connections.get(&connection)?.money.as_deref().map(Money::count)
+    }
+
+    /// Calls of a connection that have not ended, of both directions.
+    pub fn open_calls(&self, connection: ConnectionId) -> usize {
+        let active = self.connections.get(&connection).and_then(|live| live.active.as_deref());
+        active.map_or(0, |active| {
+            let queued = active.requests.iter().filter(|body| self.calls.contains_key(body.call)).count();
+            active.calls.len().saturating_add(active.served.len()).saturating_add(queued)
+        })
+    }
+
+    /// The limits of an open connection: what this side receives, and what the peer does.
+    pub fn limits(&self, connection: ConnectionId) -> Option<(&ConnectionLimits, &ConnectionLimits)> {
+        self.connections.get(&connection).map(|live| (&live.limits, &live.peer_limits))
+    }
+
+    /// Drops an entry that has no calls.
+    pub(super) fn remove_connection(&mut self, id: ConnectionId) {
+        self.forget_connection(id, None);
+    }
+
+    /// Drops an entry. `end` tells the application that it, its calls and its streams have ended.
+    pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        let counts = &mut self.opens;
+        let (live, pending) = match connection.opened_by_us {
+            true => (&mut counts.ours, &mut counts.ours_pending),
+            false => (&mut counts.peers, &mut counts.peers_pending),
+        };
+        *live = live.saturating_sub(1);
+        if matches!(connection.state, State::Opening | State::Requested) {
+            *pending = pending.saturating_sub(1);
+        }
+        let was_closing = connection.state == State::Closing;
+        if let Some(active) = connection.active {
+            let queued = active.requests.iter().map(|body| body.call);
+            let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
+            for call in calls {
+                if self.calls.remove(call).is_some() {
+                    self.events.push_back(Event::CallFailed { call });
+                }
+            }
+            for stream in active.owned {
+                self.streams.remove(stream);
+                self.events.push_back(Event::StreamFailed { stream });
+            }
+        }
+        if let (Some(end), false) = (end, was_closing) {
+            let money = connection.money.as_deref().map(Money::count);
+            self.events.push_back(Event::ConnectionClosed { connection: id, end, money });
+        }
+    }
+
+    /// Forgets a stream that has ended, and its call if that was the last thing of it.
+    pub(super) fn remove_stream(&mut self, key: StreamKey) {
+        let Some(entry) = self.streams.remove(key) else { return };
+        if let Some(connection) = self.connections.get_mut(&entry.connection) {
+            let active = connection.active();
+            active.owned.remove(&key);
+            if let Some(id) = entry.id {
+                active.streams.remove(&id);
+            }
+            let count = if entry.opened_by_us { &mut active.own_streams } else { &mut active.peer_streams };
+            *count = count.saturating_sub(1);
+        }
+        if let Some(call) = self.calls.get_mut(entry.call) {
+            call.streams = call.streams.saturating_sub(1);
+            self.end_served_call(entry.call);
+        }
+    }
+
+    /// Sends Done for a call of the peer's once its response is on its way and its streams have ended.
+    pub(super) fn end_served_call(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        let CallState::Responded { id } = call.state else { return };
+        if call.streams > 0 {
+            return;
+        }
+        let (connection, charged, had_streams) = (call.connection, call.meter.charged(), call.had_streams);
+        self.calls.remove(key);
+        if let Some(live) = self.connections.get_mut(&connection) {
+            live.active().served.remove(&id);
+        }
+        if had_streams {
+            self.control(connection, &Done { connection, call: id, charged });
+        }
+    }
+
+    pub(super) fn schedule(&mut self, id: ConnectionId, source: Source) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.active().ready.push_back(source);
+            self.enter_ring(id);
+        }
+    }
+
+    pub(super) fn schedule_requests(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let active = connection.active();
+        if !active.requests.is_empty() && !core::mem::replace(&mut active.requests_ready, true) {
+            self.schedule(id, Source::Requests);
+        }
+    }
+
+    pub(super) fn schedule_bodies(&mut self, id: ConnectionId) {
+        self.schedule_requests(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let active = connection.active();
+        if !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true) {
+            self.schedule(id, Source::Responses);
+        }
+    }
+
+    fn enter_ring(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !core::mem::replace(&mut connection.in_ring, true)
+        {
+            self.outbox.ring.push_back(id);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The tables: virtual connections, calls, streams.
+
+use std::collections::VecDeque;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::money::Money;
+use super::outbox::{Body, Source};
+use super::{CallKey, LaneMode};
+use crate::error::Violation;
+use crate::id::{CallId, ConnectionId, IdSequence, Parity, StreamId};
+use crate::limits::ConnectionLimits;
+use crate::message::Flow;
+use crate::payment::CallMeter;
+use crate::stream::{Grant, StreamKey};
+
+/// Where a connection stands.
+///
+/// ```text
+///   ours:     Opening ──Accept──► Open ──close()──► Closing ──Close──► (forgotten)
+///                │ └──Reject──► (forgotten)  │           ▲
+///                └──close(), timeout─────────│───────────┘
+///   theirs:   Requested ──accept()──► Open   └──Close──► (answered with Close, forgotten)
+///                └──reject(), Close──► (forgotten)
+/// ```
+///
+/// Listed races: in `Closing` every frame is tolerated, an Accept too; a Reject or Close ends it. A frame for an id
+/// that was used and forgotten crossed a Close and is dropped. `[session.close.crossed]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// We sent Open and wait for the answer.
+    Opening,
+    /// The peer sent Open and waits for ours.
+    Requested,
+    /// Calls may be made.
+    Open,
+    /// We sent Close and wait for the peer's.
+    Closing,
+}
+
+/// One virtual connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) state: State,
+    pub(super) opened_by_us: bool,
+    /// What we receive.
+    pub(super) limits: ConnectionLimits,
+    /// What the peer receives.
+    pub(super) peer_limits: ConnectionLimits,
+    pub(super) own_calls: IdSequence,
+    pub(super) peer_calls: IdSequence,
+    pub(super) own_streams: IdSequence,
+    pub(super) peer_streams: IdSequence,
+    /// Bodies: bytes sent, and up to where they may be.
+    pub(super) send_window: Window,
+    /// Bodies: bytes received, and up to where they may be.
+    pub(super) recv_window: RecvWindow,
+    pub(super) money: Option<Box<Money>>,
+    /// What only a connection in use needs; an idle one is one small table entry.
+    pub(super) active: Option<Box<Active>>,
+    /// Bytes that this connection may still send in its turn; below zero after a large frame.
+    pub(super) deficit: i64,
+    pub(super) in_ring: bool,
+}
+
+/// Calls, streams and queues of a connection in use.
+#[derive(Debug, Default)]
+pub(super) struct Active {
+    /// Our calls that are announced, by id.
+    pub(super) calls: FxHashMap<CallId, CallKey>,
+    /// The peer's calls, by id.
+    pub(super) served: FxHashMap<CallId, CallKey>,
+    /// Streams that are announced, by id.
+    pub(super) streams: FxHashMap<StreamId, StreamKey>,
+    /// All streams, announced or not.
+    pub(super) owned: FxHashSet<StreamKey>,
+    /// Streams that we have opened or are about to.
+    pub(super) own_streams: u32,
+    /// Streams that the peer has opened.
+    pub(super) peer_streams: u32,
+    pub(super) requests: VecDeque<Body>,
+    pub(super) responses: VecDeque<Body>,
+    pub(super) requests_ready: bool,
+    pub(super) responses_ready: bool,
+    pub(super) ready: VecDeque<Source>,
+}
+
+/// The sender's view of a body window.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) limit: u64,
+    pub(super) sent: u64,
+}
+
+/// The receiver's view of a body window.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RecvWindow {
+    pub(super) limit: u64,
+    pub(super) received: u64,
+    pub(super) consumed: u64,
+    pub(super) announce: bool,
+}
+
+impl RecvWindow {
+    pub(super) const fn new(window: u32) -> Self {
+        RecvWindow { limit: window as u64, received: 0, consumed: 0, announce: false }
+    }
+
+    /// A body came. It may start while the window is above zero. `[call.window.start]`
+    pub(super) fn receive(&mut self, bytes: usize) -> Result<(), Violation> {
+        if self.received >= self.limit {
+            return Err(Violation::NoCredit { what: "body" });
+        }
+        self.received = self.received.saturating_add(bytes as u64);
+        Ok(())
+    }
+
+    /// The application is done with a body. Returns whether a Window is due that was not before.
+    pub(super) fn consume(&mut self, bytes: usize, window: u32) -> bool {
+        self.consumed = self.consumed.saturating_add(bytes as u64);
+        let limit = self.consumed.saturating_add(u64::from(window));
+        let due = limit.saturating_sub(self.limit).saturating_mul(2) >= u64::from(window);
+        if due {
+            self.limit = limit;
+        }
+        due && !core::mem::replace(&mut self.announce, true)
+    }
+}
+
+impl Connection {
+    pub(super) fn new(state: State, parity: Parity, limits: ConnectionLimits, peer_limits: ConnectionLimits) -> Self {
+        let opened_by_us = state == State::Opening;
+        let own = if opened_by_us { parity } else { parity.other() };
+        Connection {
+            state,
+            opened_by_us,
+            own_calls: IdSequence::new(own),
+            peer_calls: IdSequence::new(own.other()),
+            own_streams: IdSequence::new(own),
+            peer_streams: IdSequence::new(own.other()),
+            send_window: Window { limit: u64::from(peer_limits.window), sent: 0 },
+            recv_window: RecvWindow::new(limits.window),
+            limits,
+            peer_limits,
+            money: None,
+            active: None,
+            deficit: 0,
+            in_ring: false,
+        }
+    }
+
+    /// What both sides learn in the end: what they may send.
+    pub(super) fn set_limits(&mut self, limits: ConnectionLimits, peer_limits: ConnectionLimits) {
+        self.send_window.limit = u64::from(peer_limits.window);
+        self.recv_window = RecvWindow::new(limits.window);
+        (self.limits, self.peer_limits) = (limits, peer_limits);
+    }
+
+    pub(super) fn active(&mut self) -> &mut Active {
+        self.active.get_or_insert_default()
+    }
+
+    /// The peer's call of this id, `None` if it ended before.
+    pub(super) fn served(&self, id: CallId, frame: &'static str) -> Result<Option<CallKey>, Violation> {
+        let key = self.active.as_ref().and_then(|active| active.served.get(&id).copied());
+        if key.is_none() && !(same_half(&self.peer_calls, id.0) && self.peer_calls.was_used(id.0)) {
+            return Err(Violation::UnknownCall { frame, id });
+        }
+        Ok(key)
+    }
+
+    /// Our call of this id, `None` if it ended before.
+    pub(super) fn called(&self, id: CallId, frame: &'static str) -> Result<Option<CallKey>, Violation> {
+        let key = self.active.as_ref().and_then(|active| active.calls.get(&id).copied());
+        if key.is_none() && !(same_half(&self.own_calls, id.0) && self.own_calls.was_used(id.0)) {
+            return Err(Violation::UnknownCall { frame, id });
+        }
+        Ok(key)
+    }
+
+    /// The stream of this id, `None` if it ended before.
+    pub(super) fn stream(&self, id: StreamId, frame: &'static str) -> Result<Option<StreamKey>, Violation> {
+        let key = self.active.as_ref().and_then(|active| active.streams.get(&id).copied());
+        let half = if same_half(&self.own_streams, id.0) { &self.own_streams } else { &self.peer_streams };
+        if key.is_none() && !half.was_used(id.0) {
+            return Err(Violation::UnknownStream { frame, id });
+        }
+        Ok(key)
+    }
+}
+
+/// Whether `id` is of the half that `sequence` allocates. A used-up sequence has handed out 2^64 − 1 or − 2 last; no
+/// peer gets there, so the question is answered by the next id.
+fn same_half(sequence: &IdSequence, id: u64) -> bool {
+    sequence.next().is_none_or(|next| Parity::of(next) == Parity::of(id))
+}
+
+/// A call of either direction.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) connection: ConnectionId,
+    pub(super) state: CallState,
+    /// Streams of the call that have not ended.
+    pub(super) streams: u32,
+    /// Whether there ever was a stream: then Done ends the call, else its response.
+    pub(super) had_streams: bool,
+    pub(super) meter: CallMeter,
+    /// The method's entry in the connection's price table; `None` is free.
+    pub(super) price: Option<u32>,
+    /// Payee: base units that are held for the call price until the first charge.
+    pub(super) holds: bool,
+}
+
+/// Where a call stands. The two directions share nothing but the table.
+///
+/// ```text
+///   ours:    Queued ──taken for writing──► Sent ──Response──► Answered ──Done──► (forgotten)
+///               └──cancel──► (forgotten)     └──Response without streams──► (forgotten)
+///   theirs:  Running ──respond()──► Responding ──taken for writing, streams ended──► (forgotten)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallState {
+    /// Ours, not announced.
+    Queued,
+    /// Ours, announced, not answered.
+    Sent { id: CallId, cancelled: bool },
+    /// Ours, answered, with streams.
+    Answered { id: CallId, cancelled: bool },
+    /// Theirs, not answered.
+    Running { id: CallId },
+    /// Theirs, the answer is in the outbox.
+    Responding { id: CallId },
+    /// Theirs, the answer is on its way, with streams.
+    Responded { id: CallId },
+}
+
+/// A stream of either direction.
+#[derive(Debug)]
+pub(super) struct StreamEntry {
+    pub(super) connection: ConnectionId,
+    pub(super) call: CallKey,
+    /// `None` until it is announced.
+    pub(super) id: Option<StreamId>,
+    /// Seen from this side: `ToPeer` is one that we send.
+    pub(super) flow: Flow,
+    pub(super) opened_by_us: bool,
+    /// In its connection's ready list, or set aside for money.
+    pub(super) scheduled: bool,
+    /// A Credit that waits to be sent.
+    pub(super) credit: Option<Grant>,
+    /// A Stop for a stream that is not announced yet.
+    pub(super) stop: Option<u32>,
+}
+
+/// The peer's half of the connection ids.
+///
+/// On one lane an id is the next one or a violation. On many lanes an Open may overtake another: a gap is *pending*
+/// until its Open comes, and their number is bounded by the limit on unanswered opens. `[session.id.pending]`
+#[derive(Debug)]
+pub(super) struct PeerIds {
+    sequence: IdSequence,
+    pending: FxHashSet<u64>,
+}
+
+/// What an id of the peer's half is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Opened before.
+    Used,
+    /// Not opened: pending, or never heard of.
+    Unused,
+}
+
+impl PeerIds {
+    pub(super) fn new(parity: Parity) -> Self {
+        PeerIds { sequence: IdSequence::new(parity), pending: FxHashSet::default() }
+    }
+
+    /// The highest id that was seen, zero before the first.
+    pub(super) fn highest(&self) -> ConnectionId {
+        ConnectionId(self.sequence.next().map_or(u64::MAX, |next| next.saturating_sub(2)))
+    }
+
+    pub(super) fn is_of_half(&self, id: ConnectionId) -> bool {
+        same_half(&self.sequence, id.0)
+    }
+
+    pub(super) fn seen(&self, id: ConnectionId) -> Seen {
+        let used = self.sequence.was_used(id.0) && !self.pending.contains(&id.0);
+        if used { Seen::Used } else { Seen::Unused }
+    }
+
+    /// An Open came with this id.
+    pub(super) fn open(&mut self, id: ConnectionId, lanes: LaneMode, max_pending: u32) -> Result<(), Violation> {
+        if self.sequence.expect(id.0) || self.pending.remove(&id.0) {
+            return Ok(());
+        }
+        let wrong = Violation::ConnectionId { id };
+        if lanes == LaneMode::One || !self.is_of_half(id) || self.sequence.was_used(id.0) {
+            return Err(wrong);
+        }
+        // Everything between is on its way on other lanes.
+        let gap = self.sequence.next().map_or(0, |next| id.0.saturating_sub(next) >> 1);
+        let pending = gap.saturating_add(self.pending.len() as u64);
+        if pending > u64::from(max_pending) {
+            let limit = u64::from(max_pending);
+            return Err(Violation::AboveLimit { what: "pending connection ids", value: pending, limit });
+        }
+        while let Some(next) = self.sequence.take() {
+            if next == id.0 {
+                return Ok(());
+            }
+            self.pending.insert(next);
+        }
+        Err(wrong)
+    }
+}

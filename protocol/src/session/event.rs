@@ -1,0 +1,233 @@
+//! What the machine tells the application.
+
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::CallKey;
+use super::money::MoneyCount;
+use crate::error::{ConnectionEnd, Reason, SessionEnd};
+use crate::id::{ConnectionId, Parity};
+use crate::limits::{ConnectionLimits, SessionLimits};
+use crate::message::{Flow, Status};
+use crate::metadata::Metadata;
+use crate::payment::Amount;
+use crate::stream::{Ending, ItemRun, StreamKey};
+
+/// Something that happened in the session.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// Responder: the peer said hello. Answer with [`accept_session`](super::Machine::accept_session) or
+    /// [`refuse_session`](super::Machine::refuse_session).
+    SessionRequested {
+        /// The peer's metadata.
+        metadata: Metadata,
+    },
+    /// The session is open.
+    SessionOpened {
+        /// The peer's metadata (initiator only: the responder has seen it).
+        metadata: Metadata,
+        /// What the peer receives.
+        limits: SessionLimits,
+        /// This side's half of the connection ids.
+        parity: Parity,
+    },
+    /// The session has ended. The last event.
+    SessionEnded(SessionEnd),
+    /// The peer will accept no connection above this id.
+    PeerGoingAway {
+        /// The highest id of ours that the peer has seen.
+        last: ConnectionId,
+        /// Why.
+        reason: Reason,
+    },
+    /// The peer asks for a connection. Answer with [`accept`](super::Machine::accept) or
+    /// [`reject`](super::Machine::reject), whenever ready.
+    ConnectionRequested {
+        /// The connection.
+        connection: ConnectionId,
+        /// The service's name.
+        service: String,
+        /// The peer's metadata.
+        metadata: Metadata,
+        /// What the peer receives.
+        limits: ConnectionLimits,
+        /// The credential, or empty.
+        credential: Bytes,
+    },
+    /// The peer accepted our open.
+    ConnectionAccepted {
+        /// The connection.
+        connection: ConnectionId,
+        /// The peer's metadata.
+        metadata: Metadata,
+        /// What the peer receives.
+        limits: ConnectionLimits,
+        /// The signed receipt, or empty.
+        receipt: Bytes,
+    },
+    /// The peer rejected our open.
+    ConnectionRejected {
+        /// The connection.
+        connection: ConnectionId,
+        /// Why.
+        reason: Reason,
+        /// More about it.
+        metadata: Metadata,
+        /// The signed terms, or empty.
+        terms: Bytes,
+    },
+    /// A connection has ended, or an open was not answered in time. Its calls and streams have ended before, each by
+    /// [`Event::CallFailed`] and [`Event::StreamFailed`].
+    ConnectionClosed {
+        /// The connection.
+        connection: ConnectionId,
+        /// Why.
+        end: ConnectionEnd,
+        /// The counts of a paid connection as they stood in the end.
+        money: Option<MoneyCount>,
+    },
+    /// The peer calls.
+    CallRequested(IncomingCall),
+    /// The peer has lost interest in its call. It must still be answered.
+    CallCancelled {
+        /// The call.
+        call: CallKey,
+    },
+    /// Our call was answered.
+    CallAnswered(IncomingResponse),
+    /// Our call has ended: its answer came before, and all its streams have ended.
+    CallEnded {
+        /// The call.
+        call: CallKey,
+        /// What the callee says that the call has cost, in base units.
+        charged: Amount,
+        /// What we counted, in base units.
+        counted: Amount,
+    },
+    /// A call of either direction ended with its connection. Its handler may still run; nobody waits for it.
+    CallFailed {
+        /// The call.
+        call: CallKey,
+    },
+    /// Items for a receiving stream.
+    StreamItems {
+        /// The stream.
+        stream: StreamKey,
+        /// The items.
+        run: ItemRun,
+        /// The streams of a single item's slots.
+        slots: Vec<InboundSlot>,
+    },
+    /// The sender has ended a receiving stream.
+    StreamEnded {
+        /// The stream.
+        stream: StreamKey,
+        /// How.
+        ending: Ending,
+    },
+    /// The receiver of a sending stream wants no more: reset it.
+    StreamStopped {
+        /// The stream.
+        stream: StreamKey,
+        /// Why.
+        code: u32,
+    },
+    /// The receiver of a sending stream can take more.
+    StreamCredit {
+        /// The stream.
+        stream: StreamKey,
+        /// Credit since the stream began, in bytes with overhead.
+        limit: u64,
+        /// Items that the receiver has consumed.
+        consumed: u64,
+    },
+    /// A stream of either direction ended with its connection.
+    StreamFailed {
+        /// The stream.
+        stream: StreamKey,
+    },
+    /// A payment message.
+    Payment {
+        /// The connection.
+        connection: ConnectionId,
+        /// The message as it was framed.
+        message: Bytes,
+    },
+    /// Payee: money credit is below the low mark. Said once until it is raised.
+    MoneyLow {
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// Payee: something waits for money. Said once until it is raised.
+    MoneyNeeded {
+        /// The connection.
+        connection: ConnectionId,
+        /// What it costs, in base units, beyond all that is spent and held.
+        cost: Amount,
+    },
+    /// Payer: what was received has reached the mark. Said once until the mark is set anew.
+    ReceivedMark {
+        /// The connection.
+        connection: ConnectionId,
+        /// The price of all that was received, in base units.
+        received: Amount,
+    },
+    /// A pong came.
+    Pong {
+        /// The measured round-trip time.
+        rtt: Duration,
+    },
+}
+
+/// A call that the peer makes.
+#[derive(Debug)]
+pub struct IncomingCall {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The call.
+    pub call: CallKey,
+    /// The method's id.
+    pub method: u64,
+    /// Time that is left for the call.
+    pub deadline: Option<Duration>,
+    /// The caller's metadata.
+    pub metadata: Metadata,
+    /// The arguments. They count against the window until
+    /// [`consume_body`](super::Machine::consume_body) gives their bytes back.
+    pub payload: Bytes,
+    /// The streams of the payload's slots.
+    pub slots: Vec<InboundSlot>,
+}
+
+/// The answer to a call of ours.
+#[derive(Debug)]
+pub struct IncomingResponse {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The call.
+    pub call: CallKey,
+    /// What the payload is.
+    pub status: Status,
+    /// What the callee says that the call has cost so far, in base units.
+    pub charged: Amount,
+    /// Whether the call ended with it; else [`Event::CallEnded`] follows.
+    pub is_end: bool,
+    /// The callee's metadata.
+    pub metadata: Metadata,
+    /// The payload. It counts against the window until [`consume_body`](super::Machine::consume_body) gives its bytes
+    /// back.
+    pub payload: Bytes,
+    /// The streams of the payload's slots.
+    pub slots: Vec<InboundSlot>,
+}
+
+/// A stream that the peer announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InboundSlot {
+    /// The stream.
+    pub stream: StreamKey,
+    /// Which way it flows, seen from *this* side: `FromPeer` is a stream that this side receives.
+    pub flow: Flow,
+}

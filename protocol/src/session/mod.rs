@@ -1,0 +1,287 @@
+//! The session machine: two peers, one conduit, any number of virtual connections.
+//!
+//! [`Machine`] takes frames, commands and the time, and yields events, frames and the next deadline. It does no I/O,
+//! looks at no clock, runs no callback and never waits: what an application must decide comes out as an [`Event`] and
+//! goes back in as a command.
+//!
+//! The machine owns all that is shared between streams: ids, calls, windows, fairness, money credit. The items of a
+//! stream and its byte credit belong to a [`SendStream`](crate::stream::SendStream) or
+//! [`RecvStream`](crate::stream::RecvStream), which a runtime keeps behind a lock of its own and lends to
+//! [`Machine::poll_transmit`] through [`StreamSource`].
+//!
+//! Invariants: ids of each space rise by exactly 2; everything that a peer can make grow has a limit; after a violation
+//! the machine sends ProtocolError once and nothing else.
+
+mod commands;
+mod connection;
+mod event;
+mod handshake;
+mod money;
+mod outbox;
+mod receive;
+mod receive_call;
+mod timers;
+mod transmit;
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+use slotmap::SlotMap;
+
+pub use commands::{CallSpec, CommandError, ResponseSpec};
+pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
+pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
+pub use transmit::StreamSource;
+
+use crate::error::SessionEnd;
+use crate::frame::{Lane, Transmit};
+use crate::id::{ConnectionId, IdSequence, Parity};
+use crate::limits::SessionLimits;
+use crate::metadata::Metadata;
+use crate::stream::StreamKey;
+use crate::time::Time;
+use connection::{Call, Connection, PeerIds, StreamEntry};
+use outbox::Outbox;
+use timers::Timers;
+
+/// The protocol versions that this crate speaks. `[session.version.range]`
+pub const MIN_VERSION: u16 = 1;
+/// See [`MIN_VERSION`].
+pub const MAX_VERSION: u16 = 1;
+
+slotmap::new_key_type! {
+    /// A call inside the machine. Unlike its id it exists before the call is announced on the wire.
+    pub struct CallKey;
+}
+
+/// How many ordered paths the conduit has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneMode {
+    /// All frames come in the order in which they were sent.
+    One,
+    /// Each connection has a lane of its own; order holds within a lane only.
+    PerConnection,
+}
+
+/// Which side of the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Speaks first, and picks the parity.
+    Initiator,
+    /// Answers.
+    Responder,
+}
+
+/// What a session is to be.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What this side receives.
+    pub limits: SessionLimits,
+    /// Travels in Hello or HelloAck.
+    pub metadata: Metadata,
+    /// The half of the connection ids that the initiator takes.
+    pub parity: Parity,
+    /// The conduit's lanes.
+    pub lanes: LaneMode,
+    /// The handshake must end within this time. Default 10 s: slow networks need 1, an attacker wants forever.
+    pub handshake_timeout: Duration,
+    /// An open must be answered within this time. Default 30 s: a verifying payee may ask an escrow first.
+    pub open_timeout: Duration,
+    /// After so long without a byte from the peer it is pinged. Default 15 s, below the idle timers of common NATs.
+    pub ping_interval: Duration,
+    /// A ping must bring some byte back within this time. Default 10 s.
+    pub pong_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            limits: SessionLimits::default(),
+            metadata: Metadata::new(),
+            parity: Parity::Odd,
+            lanes: LaneMode::One,
+            handshake_timeout: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(15),
+            pong_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where a session stands.
+///
+/// ```text
+///   initiator: Greeting ──HelloAck──► Open ──Close, ProtocolError, loss──► Ended
+///                 └──Refuse, violation, timeout────────────────────────────▲
+///   responder: Greeting ──Hello, then accept──► Open …
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// Hello (initiator: sent; responder: awaited) is not answered.
+    Greeting,
+    /// Both sides may open connections.
+    Open,
+    /// Nothing is taken in any more; what is in the control queue is still sent.
+    Ended(SessionEnd),
+}
+
+/// The session machine; see the module's documentation.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    role: Role,
+    phase: Phase,
+    /// What the peer receives. Its defaults stand until its hello came.
+    peer_limits: SessionLimits,
+    own_ids: IdSequence,
+    peer_ids: PeerIds,
+    connections: FxHashMap<ConnectionId, Connection>,
+    /// Opens of ours that are not answered, and of the peer's.
+    opens: OpenCounts,
+    calls: SlotMap<CallKey, Call>,
+    streams: SlotMap<StreamKey, StreamEntry>,
+    outbox: Outbox,
+    timers: Timers,
+    events: VecDeque<Event>,
+    /// Responder: the version that the Hello led to, until the application answers it.
+    hello: Option<u16>,
+    /// Responder: opens that wait for the initiator's first frame after HelloAck. On many lanes an Open could else
+    /// overtake the HelloAck. `[session.handshake.first-frame]`
+    held: Option<VecDeque<Transmit>>,
+    /// The highest connection id of the peer's that we said in GoAway, once we did.
+    going_away: Option<ConnectionId>,
+    /// The highest connection id of ours that the peer said in GoAway, once it did.
+    peer_going_away: Option<ConnectionId>,
+}
+
+/// How many opens are unanswered, and how many connections of the peer's are live.
+#[derive(Debug, Default, Clone, Copy)]
+struct OpenCounts {
+    ours: u32,
+    ours_pending: u32,
+    peers: u32,
+    peers_pending: u32,
+}
+
+impl Machine {
+    /// The side that speaks first. Its Hello is ready to be sent.
+    pub fn initiator(config: Config, now: Time) -> Self {
+        let mut machine = Machine::new(config, Role::Initiator, now);
+        machine.send_hello();
+        machine
+    }
+
+    /// The side that answers.
+    pub fn responder(config: Config, now: Time) -> Self {
+        Machine::new(config, Role::Responder, now)
+    }
+
+    fn new(config: Config, role: Role, now: Time) -> Self {
+        let own = match role {
+            Role::Initiator => config.parity,
+            // The responder learns its parity from the Hello.
+            Role::Responder => config.parity.other(),
+        };
+        Machine {
+            timers: Timers::new(&config, now),
+            peer_ids: PeerIds::new(own.other()),
+            own_ids: IdSequence::new(own),
+            config,
+            role,
+            phase: Phase::Greeting,
+            peer_limits: SessionLimits::default(),
+            connections: FxHashMap::default(),
+            opens: OpenCounts::default(),
+            calls: SlotMap::with_key(),
+            streams: SlotMap::with_key(),
+            outbox: Outbox::default(),
+            events: VecDeque::new(),
+            hello: None,
+            held: (role == Role::Responder).then(VecDeque::new),
+            going_away: None,
+            peer_going_away: None,
+        }
+    }
+
+    /// Whether both sides have said hello and the session has not ended.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Why the session ended, once it did.
+    pub const fn end(&self) -> Option<&SessionEnd> {
+        match &self.phase {
+            Phase::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The next event, in the order in which things happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Hands all events over at once: `into` must be empty, and its memory is used for the next ones.
+    pub fn swap_events(&mut self, into: &mut VecDeque<Event>) {
+        debug_assert!(into.is_empty(), "events would be lost");
+        core::mem::swap(&mut self.events, into);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) must be called, at the latest.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Ended(_) => None,
+            _ => self.timers.next(),
+        }
+    }
+
+    /// Whether frames should be read. A peer that makes us answer without reading our answers is not read either.
+    /// `[session.control.bounded]`
+    pub fn wants_frames(&self) -> bool {
+        self.end().is_none() && !self.outbox.is_full()
+    }
+
+    /// What the peer receives in this session.
+    pub const fn peer_limits(&self) -> &SessionLimits {
+        &self.peer_limits
+    }
+
+    /// The round-trip time that the last pong measured.
+    pub const fn rtt(&self) -> Option<Duration> {
+        self.timers.rtt()
+    }
+
+    /// Connections in the table: open, opening and closing ones.
+    pub fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Calls in the table, of both directions.
+    pub fn call_count(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Streams in the table, of both directions.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    fn lane(&self, connection: ConnectionId) -> Lane {
+        match self.config.lanes {
+            LaneMode::One => Lane(0),
+            LaneMode::PerConnection => Lane(connection.0),
+        }
+    }
+
+    fn control<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H) {
+        self.control_with(connection, header, bytes::Bytes::new());
+    }
+
+    fn control_with<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H, payload: bytes::Bytes) {
+        let lane = self.lane(connection);
+        let head = crate::message::encode_head(header);
+        self.outbox.control.push_back(Transmit { lane, head, payload });
+    }
+}
+

@@ -1,0 +1,186 @@
+//! Frames in: requests, responses, cancels and the ends of calls.
+
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::connection::{Call, CallState};
+use super::money::Money;
+use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
+use crate::error::Violation;
+use crate::frame::Lane;
+use crate::id::ConnectionId;
+use crate::message::{Cancel, Done, Header, Request, Response, Status};
+use crate::metadata::Metadata;
+use crate::payment::{Amount, CallMeter, Usage};
+
+fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
+    if payload.len() > max_body as usize {
+        let (value, limit) = (payload.len() as u64, u64::from(max_body));
+        return Err(Violation::AboveLimit { what: "body", value, limit });
+    }
+    Ok(())
+}
+
+impl Machine {
+    pub(super) fn receive_request(&mut self, lane: Lane, request: Request, payload: Bytes) -> Result<(), Violation> {
+        let id = request.connection;
+        let Some(connection) = self.live(lane, id, Request::NAME)? else { return Ok(()) };
+        let limits = connection.limits;
+        // [call.id.next]
+        if !connection.peer_calls.expect(request.call.0) {
+            return Err(Violation::CallId { id: request.call });
+        }
+        check_body(&payload, limits.max_body)?;
+        connection.recv_window.receive(payload.len())?;
+        request.metadata.check()?;
+        let served = connection.active.as_ref().map_or(0, |active| active.served.len());
+        if served >= limits.max_calls as usize {
+            let (value, limit) = (served.saturating_add(1) as u64, u64::from(limits.max_calls));
+            return Err(Violation::AboveLimit { what: "open calls", value, limit });
+        }
+        let price = match connection.money.as_deref() {
+            Some(Money::Payee(payee)) => payee.prices.index(request.method),
+            _ => None,
+        };
+        let call = self.calls.insert(Call {
+            connection: id,
+            state: CallState::Running { id: request.call },
+            streams: 0,
+            had_streams: false,
+            meter: CallMeter::default(),
+            price,
+            holds: false,
+        });
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.active().served.insert(request.call, call);
+        }
+        let slots = self.register_slots(call, &request.slots)?;
+        self.deliver_call(IncomingCall {
+            connection: id,
+            call,
+            method: request.method,
+            deadline: request.deadline_us.map(Duration::from_micros),
+            metadata: request.metadata,
+            payload,
+            slots,
+        });
+        Ok(())
+    }
+
+    /// Hands a call to the application, or sets it aside until its price is covered: no handler starts that nobody
+    /// pays for. `[pay.call.hold]`
+    pub(super) fn deliver_call(&mut self, incoming: IncomingCall) {
+        let connection = incoming.connection;
+        let price = self.calls.get(incoming.call).and_then(|call| call.price);
+        let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
+        if let (Some(price), Some(Money::Payee(payee))) = (price, money) {
+            let cost = payee.prices.price(price).call;
+            if !cost.is_zero() {
+                if payee.is_blocked() || !payee.hold(cost) {
+                    payee.calls.push_back(incoming);
+                    if payee.need() {
+                        self.events.push_back(Event::MoneyNeeded { connection, cost });
+                    }
+                    return;
+                }
+                if let Some(call) = self.calls.get_mut(incoming.call) {
+                    call.holds = true;
+                }
+            }
+        }
+        self.events.push_back(Event::CallRequested(incoming));
+    }
+
+    pub(super) fn receive_response(&mut self, lane: Lane, response: Response, payload: Bytes) -> Result<(), Violation> {
+        let id = response.connection;
+        let Some(connection) = self.live(lane, id, Response::NAME)? else { return Ok(()) };
+        // A call of ours is forgotten when the callee has ended it: this answer is a second one. [call.end.once]
+        let Some(key) = connection.called(response.call, Response::NAME)? else {
+            return Err(Violation::UnknownCall { frame: Response::NAME, id: response.call });
+        };
+        check_body(&payload, connection.limits.max_body)?;
+        connection.recv_window.receive(payload.len())?;
+        response.metadata.check()?;
+        let Some(call) = self.calls.get_mut(key) else { return Ok(()) };
+        let CallState::Sent { id: call_id, cancelled } = call.state else {
+            return Err(Violation::Unexpected { frame: Response::NAME, state: "the call was answered" });
+        };
+        call.state = CallState::Answered { id: call_id, cancelled };
+        // An answer that is free, and before which nothing was counted, counts nothing. [pay.call.free-failure]
+        if !(response.charged.is_zero() && call.meter.usage() == Usage::default()) {
+            self.count_received(key, Usage { bytes_out: payload.len() as u64, ..Usage::default() })?;
+        }
+        let slots = self.register_slots(key, &response.slots)?;
+        let Some(call) = self.calls.get(key) else { return Ok(()) };
+        let is_end = !call.had_streams;
+        let counted = call.meter.charged();
+        let charged = response.charged;
+        self.events.push_back(Event::CallAnswered(IncomingResponse {
+            connection: id,
+            call: key,
+            status: response.status,
+            charged,
+            is_end,
+            metadata: response.metadata,
+            payload,
+            slots,
+        }));
+        if is_end {
+            self.end_own_call(key, charged, counted);
+        }
+        Ok(())
+    }
+
+    pub(super) fn receive_done(&mut self, lane: Lane, done: &Done) -> Result<(), Violation> {
+        let Some(connection) = self.live(lane, done.connection, Done::NAME)? else { return Ok(()) };
+        let Some(key) = connection.called(done.call, Done::NAME)? else {
+            return Err(Violation::UnknownCall { frame: Done::NAME, id: done.call });
+        };
+        let Some(call) = self.calls.get(key) else { return Ok(()) };
+        // Response and streams first. [call.end.last]
+        if call.streams > 0 || !matches!(call.state, CallState::Answered { .. }) {
+            return Err(Violation::CallEndedEarly { id: done.call });
+        }
+        let counted = call.meter.charged();
+        self.end_own_call(key, done.charged, counted);
+        Ok(())
+    }
+
+    fn end_own_call(&mut self, key: CallKey, charged: Amount, counted: Amount) {
+        let Some(call) = self.calls.remove(key) else { return };
+        if let CallState::Sent { id, .. } | CallState::Answered { id, .. } = call.state
+            && let Some(connection) = self.connections.get_mut(&call.connection)
+        {
+            connection.active().calls.remove(&id);
+            // A place for the next call.
+            self.schedule_requests(call.connection);
+        }
+        self.events.push_back(Event::CallEnded { call: key, charged, counted });
+    }
+
+    pub(super) fn receive_cancel(&mut self, lane: Lane, cancel: &Cancel) -> Result<(), Violation> {
+        let Some(connection) = self.live(lane, cancel.connection, Cancel::NAME)? else { return Ok(()) };
+        // Listed race: the cancel crossed the answer.
+        let Some(call) = connection.served(cancel.call, Cancel::NAME)? else { return Ok(()) };
+        if let Some(Money::Payee(payee)) = connection.money.as_deref_mut()
+            && let Some(at) = payee.calls.iter().position(|waiting| waiting.call == call)
+        {
+            // No handler has seen it, so nothing is charged.
+            payee.calls.remove(at);
+            self.answer_unstarted(call, cancel.connection);
+            return Ok(());
+        }
+        self.events.push_back(Event::CallCancelled { call });
+        Ok(())
+    }
+
+    /// Answers a cancelled call that was never delivered. Its streams are unknown to the application, so they end here.
+    fn answer_unstarted(&mut self, call: CallKey, connection: ConnectionId) {
+        let streams = self.streams_of(call, connection);
+        self.push_response(call, Status::Cancelled, Metadata::new(), Bytes::new(), Vec::new());
+        for stream in streams {
+            self.end_unseen_stream(stream);
+        }
+    }
+}

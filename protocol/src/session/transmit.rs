@@ -1,0 +1,372 @@
+//! Frames out: what is taken for writing, in which order, and what is charged for it.
+
+use super::connection::{CallState, Connection};
+use super::money::Money;
+use super::outbox::{Body, BodyKind, FRAME_TARGET, QUANTUM, Source};
+use super::{CallKey, Event, Machine};
+use crate::frame::Transmit;
+use crate::id::{CallId, ConnectionId, StreamId};
+use crate::message::{
+    Credit, End, Flow, Header, Items, Pong, Request, Reset, Response, Slot, Status, Stop, Window, encode_head,
+};
+use crate::payment::{Amount, CallMeter, Price, Usage};
+use crate::stream::{StreamKey, Taken, TakenRun};
+use crate::time::Time;
+
+/// Where the machine finds the sending streams, which do not live in it.
+pub trait StreamSource {
+    /// Calls [`SendStream::take`](crate::stream::SendStream::take) on the stream; [`Taken::Empty`] if it is not there.
+    fn take(&mut self, stream: StreamKey, max_bytes: usize, affordable: &dyn Fn(u64, u64) -> bool) -> Taken;
+}
+
+/// What a frame of a priced call costs, and whether that can be paid.
+struct Charge {
+    price: Price,
+    meter: CallMeter,
+    /// Credit, with what is held for this call.
+    available: Amount,
+    /// What is held for this call.
+    held: Amount,
+}
+
+impl Charge {
+    fn is_affordable(&self, usage: Usage) -> bool {
+        self.meter.quote(&self.price, usage).is_some_and(|cost| cost <= self.available)
+    }
+}
+
+impl Machine {
+    /// The next frame to write, or `None` if there is nothing that may be sent now. Ids are assigned and money is
+    /// charged here: a frame that was taken counts as sent.
+    ///
+    /// Control goes first, then payment, then data round-robin by bytes over the connections, and by frames over what
+    /// one connection has ready.
+    pub fn poll_transmit(&mut self, now: Time, streams: &mut impl StreamSource) -> Option<Transmit> {
+        if let Some(control) = self.outbox.control.pop_front() {
+            return Some(control);
+        }
+        if self.end().is_some() {
+            return None;
+        }
+        if let Some(nonce) = self.outbox.pong.take() {
+            return Some(self.frame(ConnectionId::ROOT, &Pong { nonce }));
+        }
+        if let Some(frame) = self.take_credit() {
+            return Some(frame);
+        }
+        if let Some(payment) = self.outbox.payment.pop_front() {
+            return Some(payment);
+        }
+        while let Some(&id) = self.outbox.ring.front() {
+            if let Some(frame) = self.take_turn(now, id, streams) {
+                return Some(frame);
+            }
+        }
+        None
+    }
+
+    fn frame<H: Header>(&self, connection: ConnectionId, header: &H) -> Transmit {
+        Transmit { lane: self.lane(connection), head: encode_head(header), payload: bytes::Bytes::new() }
+    }
+
+    /// Grants that are due, each with its latest value.
+    fn take_credit(&mut self) -> Option<Transmit> {
+        while let Some(key) = self.outbox.credits.pop_front() {
+            let Some(entry) = self.streams.get_mut(key) else { continue };
+            let connection = entry.connection;
+            if let (Some(stream), Some(grant)) = (entry.id, entry.credit.take()) {
+                let credit = Credit { connection, stream, limit: grant.limit, consumed: grant.consumed };
+                return Some(self.frame(connection, &credit));
+            }
+        }
+        while let Some(id) = self.outbox.windows.pop_front() {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.recv_window.announce = false;
+            let limit = connection.recv_window.limit;
+            return Some(self.frame(id, &Window { connection: id, limit }));
+        }
+        None
+    }
+
+    /// Takes a frame from the connection at the front of the ring, or moves the ring on.
+    fn take_turn(&mut self, now: Time, id: ConnectionId, streams: &mut impl StreamSource) -> Option<Transmit> {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            self.outbox.ring.pop_front();
+            return None;
+        };
+        if connection.deficit <= 0 {
+            connection.deficit = connection.deficit.saturating_add(QUANTUM);
+            self.outbox.ring.rotate_left(1);
+            return None;
+        }
+        let frame = self.take_from(now, id, streams);
+        let Some(connection) = self.connections.get_mut(&id) else {
+            self.outbox.ring.pop_front();
+            return frame;
+        };
+        match &frame {
+            Some(frame) => {
+                let bytes = frame.head.len().saturating_add(frame.payload.len());
+                connection.deficit = connection.deficit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+            None => {
+                connection.in_ring = false;
+                self.outbox.ring.pop_front();
+            }
+        }
+        frame
+    }
+
+    fn take_from(&mut self, now: Time, id: ConnectionId, streams: &mut impl StreamSource) -> Option<Transmit> {
+        loop {
+            let active = self.connections.get_mut(&id)?.active.as_deref_mut()?;
+            let source = active.ready.pop_front()?;
+            let frame = match source {
+                Source::Requests => {
+                    active.requests_ready = false;
+                    let frame = self.take_request(now, id);
+                    if frame.is_some() {
+                        self.schedule_requests(id);
+                    }
+                    frame
+                }
+                Source::Responses => {
+                    active.responses_ready = false;
+                    let frame = self.take_response(id);
+                    if frame.is_some() {
+                        self.schedule_bodies(id);
+                    }
+                    frame
+                }
+                Source::Stream(key) => self.take_stream(key, streams),
+            };
+            if frame.is_some() {
+                return frame;
+            }
+        }
+    }
+
+    /// A body may start while the window is above zero. `[call.window.start]`
+    fn window_is_open(connection: &Connection) -> bool {
+        connection.send_window.sent < connection.send_window.limit
+    }
+
+    fn take_request(&mut self, now: Time, id: ConnectionId) -> Option<Transmit> {
+        loop {
+            let connection = self.connections.get_mut(&id)?;
+            let window_is_open = Self::window_is_open(connection);
+            let max_calls = connection.peer_limits.max_calls as usize;
+            let active = connection.active.as_deref_mut()?;
+            if active.calls.len() >= max_calls || !window_is_open {
+                return None;
+            }
+            let body = active.requests.pop_front()?;
+            let BodyKind::Request { method, deadline } = body.kind else { continue };
+            let Some(call) = self.calls.get_mut(body.call) else { continue };
+            let Some(call_id) = connection.own_calls.take().map(CallId) else {
+                self.calls.remove(body.call);
+                self.events.push_back(Event::CallFailed { call: body.call });
+                continue;
+            };
+            call.state = CallState::Sent { id: call_id, cancelled: false };
+            active.calls.insert(call_id, body.call);
+            connection.send_window.sent = connection.send_window.sent.saturating_add(body.payload.len() as u64);
+            let slots = self.announce(id, &body.slots);
+            let deadline = deadline.map(|at| u64::try_from(at.since(now).as_micros()).unwrap_or(u64::MAX));
+            let request = Request {
+                connection: id,
+                call: call_id,
+                method,
+                deadline_us: deadline,
+                metadata: body.metadata,
+                slots,
+            };
+            return Some(Transmit { lane: self.lane(id), head: encode_head(&request), payload: body.payload });
+        }
+    }
+
+    /// Gives the streams of a frame their ids. `[stream.id.next]`
+    fn announce(&mut self, id: ConnectionId, keys: &[StreamKey]) -> Vec<Slot> {
+        let mut slots = Vec::with_capacity(keys.len());
+        for &key in keys {
+            let Some(entry) = self.streams.get_mut(key) else { continue };
+            let Some(connection) = self.connections.get_mut(&id) else { break };
+            // 2^63 streams in one connection: at a million a second, 292,000 years.
+            let Some(stream) = connection.own_streams.take().map(StreamId) else { break };
+            entry.id = Some(stream);
+            connection.active().streams.insert(stream, key);
+            slots.push(Slot { stream, flow: entry.flow });
+            match (entry.flow, entry.stop) {
+                (Flow::ToPeer, _) => self.stream_ready(key),
+                (Flow::FromPeer, Some(code)) => self.control(id, &Stop { connection: id, stream, code }),
+                (Flow::FromPeer, None) if entry.credit.is_some() => self.outbox.credits.push_back(key),
+                (Flow::FromPeer, None) => {}
+            }
+        }
+        slots
+    }
+
+    fn take_response(&mut self, id: ConnectionId) -> Option<Transmit> {
+        loop {
+            let connection = self.connections.get_mut(&id)?;
+            if !Self::window_is_open(connection) {
+                return None;
+            }
+            let body = connection.active.as_deref_mut()?.responses.pop_front()?;
+            if !self.calls.contains_key(body.call) {
+                continue;
+            }
+            let BodyKind::Response { status } = body.kind else { continue };
+            let Some(body) = self.charge_response(id, body, status) else { continue };
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.send_window.sent = connection.send_window.sent.saturating_add(body.payload.len() as u64);
+            let slots = self.announce(id, &body.slots);
+            let Some(call) = self.calls.get_mut(body.call) else { continue };
+            let CallState::Responding { id: call_id } = call.state else { continue };
+            call.state = CallState::Responded { id: call_id };
+            let charged = call.meter.charged();
+            self.end_served_call(body.call);
+            let response = Response { connection: id, call: call_id, status, charged, metadata: body.metadata, slots };
+            return Some(Transmit { lane: self.lane(id), head: encode_head(&response), payload: body.payload });
+        }
+    }
+
+    /// What charging a frame of this call needs; `None` if the call is free.
+    fn charge_of(&self, id: ConnectionId, key: CallKey) -> Option<Charge> {
+        let call = self.calls.get(key)?;
+        let index = call.price?;
+        let Some(Money::Payee(payee)) = self.connections.get(&id)?.money.as_deref() else { return None };
+        let price = payee.prices.price(index);
+        let held = if call.holds { price.call } else { Amount::ZERO };
+        Some(Charge { price, meter: call.meter, available: payee.available().saturating_add(held), held })
+    }
+
+    /// Charges for a response, or sets it aside and returns `None`.
+    fn charge_response(&mut self, id: ConnectionId, body: Body, status: Status) -> Option<Body> {
+        let Some(charge) = self.charge_of(id, body.call) else { return Some(body) };
+        let unused = charge.meter.usage() == Usage::default();
+        let started = !charge.held.is_zero() || charge.price.call.is_zero();
+        let chargeable = matches!(status, Status::Ok | Status::AppError | Status::Cancelled);
+        if unused && (!started || !chargeable) {
+            // The payee's own failure, and a call that no handler saw, are free. [pay.call.free-failure]
+            self.release(id, body.call, charge.held);
+            return Some(body);
+        }
+        let usage = Usage { bytes_out: body.payload.len() as u64, ..Usage::default() };
+        if charge.is_affordable(usage) && !self.is_blocked(id, &charge, usage) {
+            self.spend(id, body.call, &charge, usage);
+            return Some(body);
+        }
+        let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
+        if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
+            payee.responses.push_back(body);
+            if payee.need() {
+                self.events.push_back(Event::MoneyNeeded { connection: id, cost });
+            }
+        }
+        None
+    }
+
+    /// Whether something else waits for money, which this frame must not pass. A frame that adds no cost passes.
+    fn is_blocked(&self, id: ConnectionId, charge: &Charge, usage: Usage) -> bool {
+        let blocked = match self.connections.get(&id).and_then(|connection| connection.money.as_deref()) {
+            Some(Money::Payee(payee)) => payee.is_blocked(),
+            _ => false,
+        };
+        blocked && charge.meter.quote(&charge.price, usage).is_none_or(|cost| cost > charge.held)
+    }
+
+    fn release(&mut self, id: ConnectionId, key: CallKey, held: Amount) {
+        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
+        if let (Some(Money::Payee(payee)), Some(call)) = (money, self.calls.get_mut(key)) {
+            payee.release(held);
+            call.holds = false;
+        }
+    }
+
+    /// Charges what was found affordable.
+    fn spend(&mut self, id: ConnectionId, key: CallKey, charge: &Charge, usage: Usage) {
+        self.release(id, key, charge.held);
+        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
+        if let (Some(Money::Payee(payee)), Some(call)) = (money, self.calls.get_mut(key))
+            && let Some(cost) = call.meter.charge(&charge.price, usage)
+            && payee.spend(cost, usage.items, usage.bytes_out)
+        {
+            self.events.push_back(Event::MoneyLow { connection: id });
+        }
+    }
+
+    fn take_stream(&mut self, key: StreamKey, streams: &mut impl StreamSource) -> Option<Transmit> {
+        let entry = self.streams.get(key)?;
+        let (connection, call, stream) = (entry.connection, entry.call, entry.id?);
+        let charge = self.charge_of(connection, call);
+        let taken = match &charge {
+            None => streams.take(key, FRAME_TARGET, &|_, _| true),
+            Some(charge) => {
+                // Nothing priced passes the head that waits for money.
+                let blocked = self.is_blocked(connection, charge, Usage { items: 1, ..Usage::default() })
+                    || self.is_blocked(connection, charge, Usage { bytes_out: 1, ..Usage::default() });
+                if blocked {
+                    return self.set_aside(connection, key, None);
+                }
+                let usage = |items, bytes_out| Usage { items, bytes_out, bytes_in: 0 };
+                streams.take(key, FRAME_TARGET, &|items, bytes| charge.is_affordable(usage(items, bytes)))
+            }
+        };
+        match taken {
+            Taken::Run(TakenRun { run, slots, more }) => {
+                if let Some(charge) = &charge {
+                    let items = u64::from(run.items());
+                    let usage = Usage { items, bytes_out: run.item_bytes(), bytes_in: 0 };
+                    self.spend(connection, call, charge, usage);
+                }
+                let slots = self.announce(connection, &slots);
+                self.unschedule(key);
+                if more {
+                    self.stream_ready(key);
+                }
+                let head = encode_head(&Items { connection, stream, slots });
+                Some(Transmit { lane: self.lane(connection), head, payload: run.as_bytes().clone() })
+            }
+            Taken::Unpaid { bytes } => {
+                let usage = Usage { items: 1, bytes_out: bytes, bytes_in: 0 };
+                let cost = charge.as_ref().map(|charge| {
+                    let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
+                    cost.saturating_sub(charge.held)
+                });
+                self.set_aside(connection, key, cost)
+            }
+            Taken::NoCredit | Taken::Empty => {
+                self.unschedule(key);
+                None
+            }
+            Taken::End => {
+                self.remove_stream(key);
+                Some(self.frame(connection, &End { connection, stream }))
+            }
+            Taken::Reset(code) => {
+                self.remove_stream(key);
+                Some(self.frame(connection, &Reset { connection, stream, code }))
+            }
+        }
+    }
+
+    fn unschedule(&mut self, key: StreamKey) {
+        if let Some(entry) = self.streams.get_mut(key) {
+            entry.scheduled = false;
+        }
+    }
+
+    /// A stream waits for money: it stays scheduled, aside, until the credit is raised.
+    fn set_aside(&mut self, id: ConnectionId, key: StreamKey, cost: Option<Amount>) -> Option<Transmit> {
+        if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
+            payee.streams.push(Source::Stream(key));
+            if let Some(cost) = cost
+                && payee.need()
+            {
+                self.events.push_back(Event::MoneyNeeded { connection: id, cost });
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,212 @@
+//! The payload of an Items frame: n × (varint length, bytes).
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::error::Violation;
+use crate::limits::ITEM_OVERHEAD;
+
+/// Bytes of the longest length prefix: a canonical varint of a `u32`.
+pub(crate) const MAX_PREFIX: usize = 5;
+
+/// The canonical varint of `value`: its bytes and how many of them count.
+const fn varint(mut value: u32) -> ([u8; MAX_PREFIX], usize) {
+    let mut bytes = [0; MAX_PREFIX];
+    let (mut rest, mut length): (&mut [u8], usize) = (&mut bytes, 0);
+    while let Some((byte, after)) = rest.split_first_mut() {
+        *byte = (value & 0x7f) as u8;
+        value >>= 7;
+        length = length.saturating_add(1);
+        if value == 0 {
+            break;
+        }
+        *byte |= 0x80;
+        rest = after;
+    }
+    (bytes, length)
+}
+
+/// Reads a canonical varint off the front: its value and length. `None` if it is cut, longer than needed, or above
+/// 2^32 − 1.
+#[inline]
+fn read_varint(bytes: &[u8]) -> Option<(u32, usize)> {
+    if let Some(&first @ 0..=0x7f) = bytes.first() {
+        return Some((u32::from(first), 1));
+    }
+    let mut value = 0u64;
+    for (index, &byte) in bytes.iter().take(MAX_PREFIX).enumerate() {
+        value |= u64::from(byte & 0x7f) << index.saturating_mul(7);
+        if byte & 0x80 == 0 {
+            // A last byte of zero adds nothing: a shorter form exists. [stream.items.canonical]
+            let canonical = byte != 0;
+            return u32::try_from(value).ok().filter(|_| canonical).map(|value| (value, index.saturating_add(1)));
+        }
+    }
+    None
+}
+
+/// Appends one item, its length in front.
+///
+/// # Panics
+/// When the item has 4 GiB or more; callers check the peer's `max_item`, which is a `u32`, first.
+pub fn write_item(buffer: &mut BytesMut, item: &[u8]) {
+    let (prefix, length) = varint(u32::try_from(item.len()).expect("items are bounded by a u32"));
+    buffer.reserve(length.saturating_add(item.len()));
+    buffer.extend_from_slice(prefix.get(..length).unwrap_or_default());
+    buffer.extend_from_slice(item);
+}
+
+/// 1..n whole items in the form in which they are framed.
+///
+/// The type is the proof that they were checked: each item is whole and within the limit that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemRun {
+    bytes: Bytes,
+    items: u32,
+    item_bytes: u64,
+}
+
+impl ItemRun {
+    /// Checks the payload of an Items frame.
+    ///
+    /// # Errors
+    /// When there is no item, an item is cut or its length is not a canonical varint, or one is above `max_item` bytes.
+    /// `[stream.items.whole]`
+    pub fn parse(bytes: Bytes, max_item: u32) -> Result<Self, Violation> {
+        let mut rest: &[u8] = &bytes;
+        let (mut items, mut item_bytes) = (0u32, 0u64);
+        while !rest.is_empty() {
+            let (length, prefix) = read_varint(rest).ok_or(Violation::Items("a length is not a canonical varint"))?;
+            if length > max_item {
+                let (value, limit) = (u64::from(length), u64::from(max_item));
+                return Err(Violation::AboveLimit { what: "item", value, limit });
+            }
+            let end = prefix.saturating_add(length as usize);
+            rest = rest.get(end..).ok_or(Violation::Items("the last item is cut"))?;
+            // Each item takes at least one byte of a frame, whose length is a u32.
+            items = items.saturating_add(1);
+            item_bytes = item_bytes.saturating_add(u64::from(length));
+        }
+        if items == 0 {
+            return Err(Violation::Items("there is no item"));
+        }
+        Ok(ItemRun { bytes, items, item_bytes })
+    }
+
+    /// A run of what this side framed itself.
+    pub(crate) const fn trusted(bytes: Bytes, items: u32, item_bytes: u64) -> Self {
+        ItemRun { bytes, items, item_bytes }
+    }
+
+    /// Items that are left.
+    pub const fn items(&self) -> u32 {
+        self.items
+    }
+
+    /// Bytes of the items that are left, without their lengths: what is metered.
+    pub const fn item_bytes(&self) -> u64 {
+        self.item_bytes
+    }
+
+    /// Credit that the items that are left cost. `[stream.credit.overhead]`
+    pub const fn credit(&self) -> u64 {
+        self.item_bytes.saturating_add((self.items as u64).saturating_mul(ITEM_OVERHEAD))
+    }
+
+    /// The framed form of the items that are left.
+    pub const fn as_bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The same run in memory of its own, so that it doesn't pin the block that it was read into.
+    pub fn detached(&self) -> Self {
+        ItemRun { bytes: Bytes::copy_from_slice(&self.bytes), ..*self }
+    }
+
+    /// Takes the next item.
+    pub fn next_item(&mut self) -> Option<Bytes> {
+        let (length, prefix) = read_varint(&self.bytes)?;
+        self.bytes.advance(prefix);
+        let item = self.bytes.split_to(length as usize);
+        self.items = self.items.saturating_sub(1);
+        self.item_bytes = self.item_bytes.saturating_sub(u64::from(length));
+        Some(item)
+    }
+
+    /// Looks at the next item without taking it, which costs no reference count: decode it, then [`skip`](Self::skip).
+    #[inline]
+    pub fn peek(&self) -> Option<&[u8]> {
+        let (length, prefix) = read_varint(&self.bytes)?;
+        self.bytes.get(prefix..prefix.saturating_add(length as usize))
+    }
+
+    /// Leaves the next item out.
+    #[inline]
+    pub fn skip(&mut self) {
+        if let Some((length, prefix)) = read_varint(&self.bytes) {
+            self.bytes.advance(prefix.saturating_add(length as usize));
+            self.items = self.items.saturating_sub(1);
+            self.item_bytes = self.item_bytes.saturating_sub(u64::from(length));
+        }
+    }
+
+    /// The length in bytes of the next item.
+    pub(crate) fn next_length(&self) -> Option<u32> {
+        read_varint(&self.bytes).map(|(length, _)| length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lengths_are_canonical_at_every_boundary() {
+        for value in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, 0x1f_ffff, 0x20_0000, 0xfff_ffff, 0x1000_0000, u32::MAX] {
+            let (bytes, length) = varint(value);
+            assert_eq!(read_varint(&bytes[..length]), Some((value, length)), "{value:#x}");
+            assert_eq!(postcard::to_allocvec(&value).unwrap(), &bytes[..length], "as postcard writes it");
+            for cut in 0..length {
+                assert_eq!(read_varint(&bytes[..cut]), None);
+            }
+        }
+        assert_eq!(read_varint(&[0x80, 0]), None, "longer than needed");
+        assert_eq!(read_varint(&[0xff, 0xff, 0xff, 0xff, 0x10]), None, "above 2^32 - 1");
+        assert_eq!(read_varint(&[0xff, 0xff, 0xff, 0xff, 0xff, 0x01]), None, "six bytes");
+    }
+
+    #[test]
+    fn a_run_without_an_item_a_cut_item_and_a_large_item_are_refused() {
+        assert!(ItemRun::parse(Bytes::new(), 10).is_err());
+        assert!(ItemRun::parse(Bytes::from_static(&[3, 1, 2]), 10).is_err());
+        assert!(ItemRun::parse(Bytes::from_static(&[2, 1, 2]), 2).is_ok());
+        let over = ItemRun::parse(Bytes::from_static(&[2, 1, 2]), 1);
+        assert_eq!(over, Err(Violation::AboveLimit { what: "item", value: 2, limit: 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn items_come_back_as_they_were_written(items in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..40)) {
+            let mut buffer = BytesMut::new();
+            items.iter().for_each(|item| write_item(&mut buffer, item));
+            let mut run = ItemRun::parse(buffer.freeze(), 300).unwrap();
+            prop_assert_eq!(run.items() as usize, items.len());
+            prop_assert_eq!(run.item_bytes() as usize, items.iter().map(Vec::len).sum::<usize>());
+            for item in &items {
+                prop_assert_eq!(run.peek().unwrap(), item.as_slice());
+                if item.len() % 2 == 0 { run.skip() } else { prop_assert_eq!(&run.next_item().unwrap(), item) }
+            }
+            prop_assert_eq!((run.items(), run.item_bytes(), run.next_item()), (0, 0, None));
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(mut run) = ItemRun::parse(Bytes::from(bytes), 32) {
+                let items = run.items();
+                let mut count = 0;
+                while run.next_item().is_some() { count += 1 }
+                prop_assert_eq!(count, items);
+            }
+        }
+    }
+}
