@@ -5,4 +5,5 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+pub mod frame;
 pub mod payment;
