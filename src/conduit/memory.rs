@@ -58,18 +58,31 @@ pub fn reordering(seed: u64, capacity: usize) -> (ReorderingConduit, ReorderingC
     // Different seeds for the two directions, or both would shuffle alike.
     let right = Arc::new(Mutex::new(Pipe::new(Random::new(seed), capacity)));
     let left = Arc::new(Mutex::new(Pipe::new(Random::new(!seed), capacity)));
-    (
-        ReorderingConduit { inbound: left.clone(), outbound: right.clone(), name: "right" },
-        ReorderingConduit { inbound: right, outbound: left, name: "left" },
-    )
+    (ReorderingConduit::new(left.clone(), right.clone(), "right"), ReorderingConduit::new(right, left, "left"))
 }
 
 /// One end of what [`reordering`] makes.
 #[derive(Debug)]
 pub struct ReorderingConduit {
-    inbound: Arc<Mutex<Pipe>>,
-    outbound: Arc<Mutex<Pipe>>,
+    /// The halves exist from the start, so that a conduit dropped before it is split is noticed too.
+    reader: ReorderingReader,
+    writer: ReorderingWriter,
     name: &'static str,
+}
+
+impl ReorderingConduit {
+    fn new(inbound: Arc<Mutex<Pipe>>, outbound: Arc<Mutex<Pipe>>, name: &'static str) -> Self {
+        let reader = ReorderingReader { pipe: inbound, max_frame: HANDSHAKE_MAX_FRAME, failed: false };
+        let writer = ReorderingWriter {
+            pipe: outbound,
+            queue: VecDeque::new(),
+            buffered: 0,
+            written: 0,
+            max_frame: usize::MAX,
+            state: WriteState::Open,
+        };
+        Self { reader, writer, name }
+    }
 }
 
 impl Conduit for ReorderingConduit {
@@ -85,16 +98,7 @@ impl Conduit for ReorderingConduit {
     }
 
     fn split(self) -> (Self::Reader, Self::Writer) {
-        let reader = ReorderingReader { pipe: self.inbound, max_frame: HANDSHAKE_MAX_FRAME, failed: false };
-        let writer = ReorderingWriter {
-            pipe: self.outbound,
-            queue: VecDeque::new(),
-            buffered: 0,
-            written: 0,
-            max_frame: usize::MAX,
-            state: WriteState::Open,
-        };
-        (reader, writer)
+        (self.reader, self.writer)
     }
 }
 

@@ -156,7 +156,8 @@ pub trait FrameWriter: Send + 'static {
     /// [`buffered`](Self::buffered). Nothing is written before the next [`poll_flush`](Self::poll_flush).
     ///
     /// A frame that may not be sent (empty, or above the limit) is dropped and fails the writer: the next flush
-    /// reports it. So is one after [`poll_close`](Self::poll_close) or after an error, with [`ConduitError::Closed`].
+    /// reports it. After [`poll_close`](Self::poll_close) was called, or after an error, frames are dropped, and a flush
+    /// says [`ConduitError::Closed`].
     fn start_send(&mut self, frame: Transmit);
 
     /// Bytes accepted and not yet written, with all framing.
