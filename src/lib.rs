@@ -1,1 +1,3 @@
 //! Tollway: a runtime for metered RPC.
+
+pub mod conduit;
