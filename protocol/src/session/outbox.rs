@@ -43,6 +43,11 @@ impl Outbox {
         self.control.len() >= MAX_CONTROL || self.payment.len() >= MAX_CONTROL
     }
 
+    /// Whether connections have data, and nothing goes before it.
+    pub(super) fn has_only_bodies(&self) -> bool {
+        !self.ring.is_empty() && self.control.is_empty() && self.payment.is_empty() && self.credits.is_empty()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Outbox::default();
     }
