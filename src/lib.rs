@@ -1,1 +1,4 @@
 //! Tollway: a runtime for metered RPC.
+
+pub mod future;
+pub mod store;
