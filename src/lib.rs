@@ -1,4 +1,5 @@
 //! Tollway: a runtime for metered RPC.
 
+pub mod escrow;
 pub mod future;
 pub mod store;
