@@ -2,8 +2,18 @@
 
 mod amount;
 mod bytes;
+pub mod channel;
 mod metering;
+mod payer;
+
+#[cfg(test)]
+mod two_sided_tests;
 
 pub use amount::{Amount, ParseAmountError};
-pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, parse_hex};
+pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, SignatureBytes, parse_hex};
+pub use channel::{NeedVoucher, PaymentChannel, SpendGate};
 pub use metering::{CallMeter, ParseRateError, Price, Rate, Usage};
+pub use payer::{
+    Decline, DeclineReason, NeedAnswer, PayerBook, PayerLimits, PayerSnapshot, ResumeRefusal, SignError,
+    UnworkableTerms,
+};
