@@ -7,6 +7,7 @@ mod metering;
 mod payer;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
 mod two_sided_tests;
 
 pub use amount::{Amount, ParseAmountError};

@@ -275,12 +275,17 @@ impl PayerBook {
     /// signed as far as the limits let, but only when less than the low mark is ahead, and in steps of the minimum delta
     /// except for the last one to the deposit.
     pub fn next_voucher(&self) -> Option<Amount> {
-        let limit = self.limit();
-        let wanted = self.pending.is_some_and(|need| need.required <= limit);
+        let wanted = self.pending.is_some_and(|need| need.required <= self.limit());
         let ahead = self.sent.saturating_sub(self.counted());
         if !wanted && ahead >= self.limits.low_mark() {
             return None;
         }
+        self.step()
+    }
+
+    /// As far as may be signed now, if that is a step that the payee takes.
+    fn step(&self) -> Option<Amount> {
+        let limit = self.limit();
         let least = self.sent.saturating_add(self.limits.minimum_delta);
         (limit > self.sent && (limit >= least || limit == self.durable.deposit)).then_some(limit)
     }
@@ -288,7 +293,23 @@ impl PayerBook {
     /// Answers the payee's request. What it states is a claim: `spent` only serves to say no earlier.
     pub fn handle_need(&mut self, need: NeedVoucher) -> NeedAnswer {
         self.pending = Some(need);
+        if self.declined.is_none() && need.required > self.sent {
+            self.declined = self.doubt(need);
+        }
         self.answer(need)
+    }
+
+    /// Whether the claim cannot be true. Asked at its arrival only: later the reservations that explain it have ended,
+    /// and a request that was honest when it was sent would be declined for good.
+    fn doubt(&self, need: NeedVoucher) -> Option<Decline> {
+        let reach = self.counted().saturating_add(self.limits.in_flight_cap);
+        if need.spent > reach {
+            return Some(Decline { reason: DeclineReason::Counts, needed: need.spent, limit: reach });
+        }
+        // Other calls' reservations are part of `required` and pass; one unit above `max_ahead` never fits.
+        let (unit, limit) = (need.required.saturating_sub(need.spent), self.limits.max_ahead);
+        let impossible = unit > limit.saturating_add(self.open_reservations);
+        impossible.then_some(Decline { reason: DeclineReason::MaxAhead, needed: unit, limit })
     }
 
     /// The answer to the request that is still open, after the count, the deposit or the reservations have changed.
@@ -310,35 +331,30 @@ impl PayerBook {
 
     fn judge(&self, need: NeedVoucher) -> NeedAnswer {
         let decline = |reason, needed, limit| NeedAnswer::Decline(Decline { reason, needed, limit });
-        let PayerLimits { budget, max_ahead, deposit_limit, in_flight_cap, .. } = self.limits;
-        let required = need.required;
-        if required <= self.sent {
+        let PayerLimits { budget, max_ahead, deposit_limit, .. } = self.limits;
+        if need.required <= self.sent {
             return NeedAnswer::Silent;
         }
+        // A deposit that grew since the request was sent ends the waiver of the minimum delta at the old deposit.
+        let deposit = self.durable.deposit;
+        let least = self.sent.saturating_add(self.limits.minimum_delta).min(deposit);
+        let required = need.required.max(least);
         if required > budget {
             return decline(DeclineReason::Budget, required, budget);
-        }
-        let reach = self.counted().saturating_add(in_flight_cap);
-        if need.spent > reach {
-            return decline(DeclineReason::Counts, need.spent, reach);
-        }
-        // Other calls' reservations are part of `required` and pass; one unit above `max_ahead` never fits.
-        let unit = required.saturating_sub(need.spent);
-        if unit > max_ahead.saturating_add(self.open_reservations) {
-            return decline(DeclineReason::MaxAhead, unit, max_ahead);
         }
         if required > self.counted().saturating_add(max_ahead) {
             return NeedAnswer::Silent;
         }
-        let deposit = self.durable.deposit;
         if required > deposit {
             if required > deposit_limit {
                 return decline(DeclineReason::Deposit, required, deposit_limit.max(deposit));
             }
             let step = deposit.saturating_add(self.limits.top_up_step);
-            return NeedAnswer::TopUp { to: step.max(required).min(deposit_limit) };
+            // Never above the budget: the rest would lie idle, and the last step to the deposit needs no minimum delta.
+            return NeedAnswer::TopUp { to: step.max(required).min(deposit_limit).min(budget) };
         }
-        NeedAnswer::Sign(self.limit())
+        // Less than a step is asked for by nobody who keeps to the terms.
+        self.step().map_or(NeedAnswer::Silent, NeedAnswer::Sign)
     }
 
     /// The ceiling that must be durable before `amount` is signed, if the present one is too low. It is raised by one
@@ -412,5 +428,6 @@ impl PayerBook {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 #[path = "payer_tests.rs"]
 mod tests;

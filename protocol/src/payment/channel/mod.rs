@@ -12,6 +12,9 @@
 
 mod close;
 mod error;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+pub(super) mod fixtures;
 mod gate;
 mod lease;
 mod record;
@@ -19,8 +22,10 @@ mod reservation;
 mod voucher;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod model_tests;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests;
 
 pub use close::CloseAnswer;
