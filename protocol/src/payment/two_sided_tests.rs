@@ -326,7 +326,9 @@ impl Pair {
                     self.channel.commit_voucher(plan).unwrap();
                 }
             }
-            ToPayee::TopUp(to) => drop(self.channel.set_deposit(to)),
+            ToPayee::TopUp(to) => {
+                let _ = self.channel.set_deposit(to);
+            }
             ToPayee::Decline(decline) => self.declined = Some(decline),
         }
         true
@@ -348,9 +350,9 @@ impl Pair {
             self.book = PayerBook::restore(self.limits, self.book.snapshot());
         }
         let epoch = self.book.next_epoch(None).unwrap();
-        drop(self.channel.take_ownership(epoch).unwrap());
+        let _ = self.channel.take_ownership(epoch).unwrap();
         // The payee reads the deposit from the escrow when a connection opens.
-        drop(self.channel.set_deposit(self.book.deposit()));
+        let _ = self.channel.set_deposit(self.book.deposit());
         let (payee, _) = self.channel.resume(self.book.received(), self.limits.in_flight_cap).unwrap();
         let payer = self.book.resume(self.channel.spent()).unwrap();
         assert_eq!(payee, payer, "both books show the same loss");
