@@ -3,12 +3,14 @@
 mod amount;
 mod bytes;
 mod challenge;
+pub mod channel;
 mod credential;
 mod descriptor;
 pub mod eip712;
 mod key;
 pub mod ledger_messages;
 mod metering;
+mod payer;
 mod receipt;
 mod record;
 mod signature;
@@ -17,13 +19,19 @@ mod terms;
 mod voucher;
 
 pub use amount::{Amount, ParseAmountError};
-pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, parse_hex};
+pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, SignatureBytes, parse_hex};
 pub use challenge::{Challenge, ChallengeError, ChallengeKey, UsedNonces};
+pub use channel::{NeedVoucher, PaymentChannel, SpendGate};
 pub use credential::{Credential, CredentialDraft, CredentialError, MAX_CREDENTIAL_BYTES, Place, SignedAmount};
 pub use descriptor::{ChannelDescriptor, DescriptorError};
+pub use eip712::keccak256;
 pub use key::{SecretKey, SecretKeyError};
 pub use ledger_messages::LedgerIdentity;
 pub use metering::{CallMeter, ParseRateError, Price, Rate, Usage};
+pub use payer::{
+    Decline, DeclineReason, NeedAnswer, PayerBook, PayerLimits, PayerSnapshot, ResumeRefusal, SignError,
+    UnworkableTerms,
+};
 pub use receipt::{MAX_RECEIPT_BYTES, Receipt, ReceiptError, ReceiptStatus, SignedReceipt};
 pub use record::{RecordError, VoucherRecord, VoucherVerdict, check_record};
 pub use signature::{ParseSignatureError, Signature, SignatureError, Verifier};
@@ -39,3 +47,6 @@ pub use voucher::{
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 mod tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+mod two_sided_tests;
