@@ -314,4 +314,3 @@ impl Machine {
         self.outbox.control.push_back(Transmit { lane, head, payload });
     }
 }
-
