@@ -9,6 +9,7 @@ mod descriptor;
 pub mod eip712;
 mod key;
 pub mod ledger_messages;
+mod message;
 mod metering;
 mod payer;
 mod receipt;
@@ -27,6 +28,7 @@ pub use descriptor::{ChannelDescriptor, DescriptorError};
 pub use eip712::keccak256;
 pub use key::{SecretKey, SecretKeyError};
 pub use ledger_messages::LedgerIdentity;
+pub use message::{MAX_PAYMENT_MESSAGE_BYTES, PaymentMessage, Quote};
 pub use metering::{CallMeter, ParseRateError, Price, Rate, Usage};
 pub use payer::{
     Decline, DeclineReason, NeedAnswer, PayerBook, PayerLimits, PayerSnapshot, ResumeRefusal, SignError,

@@ -420,10 +420,22 @@ impl Machine {
     pub fn stream_ready(&mut self, stream: StreamKey) {
         let Some(entry) = self.streams.get_mut(stream) else { return };
         // One that is not announced is scheduled when it is.
-        if entry.flow == Flow::ToPeer && entry.id.is_some() && !core::mem::replace(&mut entry.scheduled, true) {
-            let connection = entry.connection;
+        if entry.flow != Flow::ToPeer || entry.id.is_none() {
+            return;
+        }
+        let connection = entry.connection;
+        // One that is scheduled may be set aside for money, and its reset needs none.
+        if !core::mem::replace(&mut entry.scheduled, true) || self.take_back(connection, stream) {
             self.schedule(connection, Source::Stream(stream));
         }
+    }
+
+    /// Takes a stream out of those that were set aside for money.
+    fn take_back(&mut self, id: ConnectionId, stream: StreamKey) -> bool {
+        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
+        let Some(Money::Payee(payee)) = money else { return false };
+        let place = payee.streams.iter().position(|&aside| aside == stream);
+        place.map(|place| payee.streams.remove(place)).is_some()
     }
 
     /// The receiver of a stream can take more.
@@ -505,7 +517,7 @@ impl Machine {
         let active = connection.active();
         // What waited stood first, and stands first again.
         responses.into_iter().rev().for_each(|body| active.responses.push_front(body));
-        streams.into_iter().rev().for_each(|source| active.ready.push_front(source));
+        streams.into_iter().rev().for_each(|stream| active.ready.push_front(Source::Stream(stream)));
         let answers = !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true);
         if answers {
             active.ready.push_front(Source::Responses);
@@ -513,6 +525,59 @@ impl Machine {
         self.enter_ring(id);
         for incoming in calls {
             self.deliver_call(incoming);
+        }
+    }
+
+    /// Payee: no more money will come than what is authorised. What waits for it, and what will, ends with a payment
+    /// error that is free; everything that can be paid goes on. `[pay.decline.ends]`
+    pub fn fail_unpaid(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
+        payee.give_up();
+        let (calls, responses, streams) = (
+            core::mem::take(&mut payee.calls),
+            core::mem::take(&mut payee.responses),
+            core::mem::take(&mut payee.streams),
+        );
+        for incoming in calls {
+            self.fail_unstarted(incoming.call, id, Status::PaymentFailed);
+        }
+        for body in responses {
+            self.fail_response(id, body);
+        }
+        for stream in streams {
+            self.fail_stream(stream);
+        }
+    }
+
+    /// Answers a call that was never delivered. Its streams are unknown to the application, so they end here.
+    pub(super) fn fail_unstarted(&mut self, call: CallKey, connection: ConnectionId, status: Status) {
+        let streams = self.streams_of(call, connection);
+        self.push_response(call, status, Metadata::new(), Bytes::new(), Vec::new());
+        for stream in streams {
+            self.end_unseen_stream(stream);
+        }
+    }
+
+    /// Replaces an answer that cannot be paid by one that is free. The streams that it would have announced fail.
+    pub(super) fn fail_response(&mut self, id: ConnectionId, body: Body) {
+        for stream in body.slots {
+            self.remove_stream(stream);
+            self.events.push_back(Event::StreamFailed { stream });
+        }
+        let kind = BodyKind::Response { status: Status::PaymentFailed };
+        let failed = Body { kind, metadata: Metadata::new(), payload: Bytes::new(), slots: Vec::new(), ..body };
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.active().responses.push_back(failed);
+        }
+        self.schedule_bodies(id);
+    }
+
+    /// Ends a sending stream whose next item cannot be paid: the application resets it as if its receiver had asked.
+    pub(super) fn fail_stream(&mut self, stream: StreamKey) {
+        if let Some(entry) = self.streams.get_mut(stream) {
+            entry.scheduled = false;
+            self.events.push_back(Event::StreamStopped { stream, code: code::PAYMENT_ENDED });
         }
     }
 

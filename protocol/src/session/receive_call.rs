@@ -9,9 +9,7 @@ use super::money::Money;
 use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
 use crate::error::Violation;
 use crate::frame::Lane;
-use crate::id::ConnectionId;
 use crate::message::{Cancel, Done, Header, Request, Response, Status};
-use crate::metadata::Metadata;
 use crate::payment::{Amount, CallMeter, Usage};
 
 fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
@@ -78,6 +76,9 @@ impl Machine {
             let cost = payee.prices.price(price).call;
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {
+                    if payee.has_given_up() {
+                        return self.fail_unstarted(incoming.call, connection, Status::PaymentFailed);
+                    }
                     payee.calls.push_back(incoming);
                     if payee.need() {
                         self.events.push_back(Event::MoneyNeeded { connection, cost });
@@ -168,19 +169,10 @@ impl Machine {
         {
             // No handler has seen it, so nothing is charged.
             payee.calls.remove(at);
-            self.answer_unstarted(call, cancel.connection);
+            self.fail_unstarted(call, cancel.connection, Status::Cancelled);
             return Ok(());
         }
         self.events.push_back(Event::CallCancelled { call });
         Ok(())
-    }
-
-    /// Answers a cancelled call that was never delivered. Its streams are unknown to the application, so they end here.
-    fn answer_unstarted(&mut self, call: CallKey, connection: ConnectionId) {
-        let streams = self.streams_of(call, connection);
-        self.push_response(call, Status::Cancelled, Metadata::new(), Bytes::new(), Vec::new());
-        for stream in streams {
-            self.end_unseen_stream(stream);
-        }
     }
 }

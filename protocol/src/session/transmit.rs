@@ -259,6 +259,10 @@ impl Machine {
         }
         let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
         if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
+            if payee.has_given_up() {
+                self.fail_response(id, body);
+                return None;
+            }
             payee.responses.push_back(body);
             if payee.need() {
                 self.events.push_back(Event::MoneyNeeded { connection: id, cost });
@@ -303,14 +307,12 @@ impl Machine {
         let taken = match &charge {
             None => streams.take(key, FRAME_TARGET, &|_, _| true),
             Some(charge) => {
-                // Nothing priced passes the head that waits for money.
+                // Nothing priced passes the head that waits for money; an end and a reset cost nothing.
                 let blocked = self.is_blocked(connection, charge, Usage { items: 1, ..Usage::default() })
                     || self.is_blocked(connection, charge, Usage { bytes_out: 1, ..Usage::default() });
-                if blocked {
-                    return self.set_aside(connection, key, None);
-                }
                 let usage = |items, bytes_out| Usage { items, bytes_out, bytes_in: 0 };
-                streams.take(key, FRAME_TARGET, &|items, bytes| charge.is_affordable(usage(items, bytes)))
+                let affordable = |items, bytes| !blocked && charge.is_affordable(usage(items, bytes));
+                streams.take(key, FRAME_TARGET, &affordable)
             }
         };
         match taken {
@@ -330,11 +332,10 @@ impl Machine {
             }
             Taken::Unpaid { bytes } => {
                 let usage = Usage { items: 1, bytes_out: bytes, bytes_in: 0 };
-                let cost = charge.as_ref().map(|charge| {
-                    let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
-                    cost.saturating_sub(charge.held)
-                });
-                self.set_aside(connection, key, cost)
+                let quote = |charge: &Charge| charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
+                let cost = charge.as_ref().map_or(Amount::ZERO, |charge| quote(charge).saturating_sub(charge.held));
+                self.set_aside(connection, key, cost);
+                None
             }
             Taken::NoCredit | Taken::Empty => {
                 self.unschedule(key);
@@ -357,16 +358,16 @@ impl Machine {
         }
     }
 
-    /// A stream waits for money: it stays scheduled, aside, until the credit is raised.
-    fn set_aside(&mut self, id: ConnectionId, key: StreamKey, cost: Option<Amount>) -> Option<Transmit> {
-        if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
-            payee.streams.push(Source::Stream(key));
-            if let Some(cost) = cost
-                && payee.need()
-            {
-                self.events.push_back(Event::MoneyNeeded { connection: id, cost });
-            }
+    /// A stream waits for money: it stays scheduled, aside, until the credit is raised. Only the head says so.
+    fn set_aside(&mut self, id: ConnectionId, key: StreamKey, cost: Amount) {
+        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
+        let Some(Money::Payee(payee)) = money else { return };
+        if payee.has_given_up() {
+            return self.fail_stream(key);
         }
-        None
+        payee.streams.push(key);
+        if payee.need() {
+            self.events.push_back(Event::MoneyNeeded { connection: id, cost });
+        }
     }
 }
