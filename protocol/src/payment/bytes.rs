@@ -156,7 +156,3 @@ fixed_bytes! {
     /// The 32-byte id of a payment channel.
     ChannelId, 32
 }
-fixed_bytes! {
-    /// A voucher's signature as the channel keeps it: `r‖s‖v`, low `s`, `v` 27 or 28. A compact one is expanded first.
-    SignatureBytes, 65
-}

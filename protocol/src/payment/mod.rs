@@ -20,9 +20,9 @@ mod terms;
 mod voucher;
 
 pub use amount::{Amount, ParseAmountError};
-pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, SignatureBytes, parse_hex};
+pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, parse_hex};
 pub use challenge::{Challenge, ChallengeError, ChallengeKey, UsedNonces};
-pub use channel::{NeedVoucher, PaymentChannel, SpendGate};
+pub use channel::{NeedVoucher, PaymentChannel};
 pub use credential::{Credential, CredentialDraft, CredentialError, MAX_CREDENTIAL_BYTES, Place, SignedAmount};
 pub use descriptor::{ChannelDescriptor, DescriptorError};
 pub use eip712::keccak256;
@@ -43,7 +43,7 @@ pub use terms::{
     TermsError,
 };
 pub use voucher::{
-    CloseAuthorization, ParseVoucherProtocolError, Voucher, VoucherDomain, VoucherError, VoucherProtocol,
+    CloseAuthorization, CloseVoucher, ParseVoucherProtocolError, Voucher, VoucherDomain, VoucherError, VoucherProtocol,
 };
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::channel::fixtures::{CHANNEL, FakeVerifier, policy, sign};
-use super::channel::{ChannelParams, ReservationId, ReserveError, VerifiedVoucher};
+use super::channel::fixtures::{CHANNEL, Spender, policy, verified_as, verified_close};
+use super::channel::{ChannelParams, ReservationId, ReserveError};
 use super::*;
 
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +90,7 @@ struct Pair {
     terms: Terms,
     limits: PayerLimits,
     channel: PaymentChannel,
-    gate: SpendGate,
+    gate: Spender,
     book: PayerBook,
     work: VecDeque<Work>,
     open: Vec<(ReservationId, Amount, Amount)>,
@@ -138,7 +138,7 @@ impl Pair {
         let mut pair = Pair {
             terms,
             limits,
-            gate: channel.gate(),
+            gate: Spender::of(&channel),
             channel,
             book: PayerBook::open(limits, units(terms.deposit)),
             work: VecDeque::new(),
@@ -197,7 +197,7 @@ impl Pair {
     }
 
     fn lease_for(&mut self, wanted: Amount) -> bool {
-        self.channel.record_spent(self.gate.spent()).unwrap();
+        self.channel.record_spent(self.gate.spent).unwrap();
         let Some(plan) = self.channel.propose_lease(wanted).unwrap() else { return false };
         let commit = self.channel.commit_lease(plan).unwrap();
         self.gate.apply(&commit);
@@ -205,7 +205,7 @@ impl Pair {
     }
 
     fn ask(&mut self, cost: Amount) -> bool {
-        self.channel.record_spent(self.gate.spent()).unwrap();
+        self.channel.record_spent(self.gate.spent).unwrap();
         match self.channel.need(cost).unwrap() {
             Some(need) => {
                 self.asked.push(need.required);
@@ -224,7 +224,7 @@ impl Pair {
                 if self.under_way() + cost.units() > WINDOW {
                     return false;
                 }
-                while self.gate.try_spend(cost).is_err() {
+                while !self.gate.try_spend(cost) {
                     if !self.lease_for(cost) {
                         return self.ask(cost);
                     }
@@ -232,7 +232,7 @@ impl Pair {
                 self.to_payer.push_back(ToPayer::Data { cost, maximum: Amount::ZERO });
             }
             Work::Reserved { maximum, cost } => loop {
-                self.channel.record_spent(self.gate.spent()).unwrap();
+                self.channel.record_spent(self.gate.spent).unwrap();
                 match self.channel.reserve(maximum, 0) {
                     Ok(id) => {
                         self.open.push((id, maximum, cost));
@@ -318,10 +318,9 @@ impl Pair {
         let Some(message) = self.to_payee.pop_front() else { return false };
         match message {
             ToPayee::Voucher(amount) => {
-                let signature = sign(amount, 1);
-                let precheck = self.channel.precheck_voucher(CHANNEL, amount, &signature);
+                let (voucher, verified) = verified_as(amount.units(), 1);
+                let precheck = self.channel.precheck_voucher(&voucher);
                 assert!(precheck.is_ok(), "an honest voucher is refused: {precheck:?}");
-                let verified = VerifiedVoucher::verify(&FakeVerifier, CHANNEL, amount, signature).unwrap();
                 if let Some(plan) = self.channel.propose_voucher(&verified).unwrap() {
                     self.channel.commit_voucher(plan).unwrap();
                 }
@@ -342,9 +341,9 @@ impl Pair {
         }
         if payee_crashes {
             self.channel = PaymentChannel::restore(self.channel.snapshot(), self.channel.policy()).unwrap();
-            self.gate = self.channel.gate();
+            self.gate = Spender::of(&self.channel);
         } else {
-            self.channel.record_spent(self.gate.spent()).unwrap();
+            self.channel.record_spent(self.gate.spent).unwrap();
         }
         if payer_crashes {
             self.book = PayerBook::restore(self.limits, self.book.snapshot());
@@ -362,7 +361,7 @@ impl Pair {
     }
 
     fn check(&self) {
-        assert!(self.gate.spent() <= self.channel.accepted(), "spent beyond what is accepted");
+        assert!(self.gate.spent <= self.channel.accepted(), "spent beyond what is accepted");
         assert!(self.channel.accepted() <= self.book.signed());
         assert!(self.book.peak_ahead() <= self.limits.max_ahead);
         // The payer's greatest loss: what it authorised and did not get.
@@ -416,11 +415,10 @@ proptest! {
             return Ok(());
         }
         // All calls have ended and all has arrived: the close voucher is taken, at the common count.
-        pair.channel.record_spent(pair.gate.spent()).unwrap();
+        pair.channel.record_spent(pair.gate.spent).unwrap();
         let amount = pair.book.close_amount(pair.channel.settled());
         prop_assert_eq!(amount, pair.channel.spent());
-        let verified = VerifiedVoucher::verify(&FakeVerifier, CHANNEL, amount, sign(amount, 1)).unwrap();
-        let taken = matches!(pair.channel.close(&verified), Ok(channel::CloseAnswer::Taken { .. }));
+        let taken = matches!(pair.channel.close(&verified_close(amount.units())), Ok(channel::CloseAnswer::Taken { .. }));
         prop_assert!(taken);
     }
 }

@@ -1,10 +1,10 @@
 //! The end of a channel: close vouchers, settlement by stored ones, finalisation.
 
-use super::super::{Amount, ChannelId, SignatureBytes};
+use super::super::{Amount, ChannelId, CloseVoucher, SignedAmount};
 use super::record::Change;
 use super::{
     ChannelClosed, ChannelPhase, CloseRefusal, PaymentChannel, Precheck, RecordUpdate, SettledAboveAccepted,
-    StoredVoucher, VerifiedVoucher,
+    VerifiedClose,
 };
 
 /// What the payee answers to a close voucher. The update is durable before the answer leaves; the same voucher again
@@ -15,7 +15,7 @@ pub enum CloseAnswer {
     /// It covers what was spent and is presented to the escrow.
     Taken {
         /// What is presented.
-        close: StoredVoucher,
+        close: CloseVoucher,
         /// What to write first.
         update: RecordUpdate,
     },
@@ -35,23 +35,16 @@ impl PaymentChannel {
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn precheck_close(
-        &self,
-        channel_id: ChannelId,
-        amount: Amount,
-        signature: &SignatureBytes,
-    ) -> Result<Precheck, CloseRefusal> {
-        let expected = self.record.channel_id;
+    pub fn precheck_close(&self, channel_id: ChannelId, voucher: &CloseVoucher) -> Result<Precheck, CloseRefusal> {
+        let (expected, amount) = (self.record.channel_id, voucher.amount);
         if channel_id != expected {
             return Err(CloseRefusal::OtherChannel { stated: channel_id, expected });
         }
         match self.record.phase {
-            ChannelPhase::Closing { close } | ChannelPhase::Finalised { close: Some(close) }
-                if close == (StoredVoucher { amount, signature: *signature }) =>
-            {
+            ChannelPhase::Closing { close } | ChannelPhase::Finalized { close: Some(close) } if close == *voucher => {
                 return Ok(Precheck::Again);
             }
-            ChannelPhase::Closing { .. } | ChannelPhase::Finalised { .. } => {
+            ChannelPhase::Closing { .. } | ChannelPhase::Finalized { .. } => {
                 ChannelClosed::of(&self.record.phase)?;
             }
             ChannelPhase::Open | ChannelPhase::Disputed { .. } => {}
@@ -67,15 +60,15 @@ impl PaymentChannel {
     }
 
     /// The payer's close voucher: taken iff it covers what was spent. Service ends here, whatever the answer: the caller
-    /// has stopped the gate and recorded its last count, and all calls have ended.
+    /// has stopped the session's spending and recorded its last count, and all calls have ended.
     ///
     /// # Errors
     /// When the voucher does not fit, another closing amount stands, or calls have not ended.
-    pub fn close(&mut self, voucher: &VerifiedVoucher) -> Result<CloseAnswer, CloseRefusal> {
-        let (close, spent) = (voucher.stored(), self.record.spent);
-        match self.precheck_close(voucher.channel_id(), close.amount, &close.signature)? {
-            // Finalised channels repeat themselves too; only the facts are left to write then.
-            Precheck::Again if matches!(self.record.phase, ChannelPhase::Finalised { .. }) => {
+    pub fn close(&mut self, voucher: &VerifiedClose) -> Result<CloseAnswer, CloseRefusal> {
+        let (close, spent) = (voucher.close(), self.record.spent);
+        match self.precheck_close(voucher.channel_id(), &close)? {
+            // Finalized channels repeat themselves too; only the facts are left to write then.
+            Precheck::Again if matches!(self.record.phase, ChannelPhase::Finalized { .. }) => {
                 return Ok(CloseAnswer::Taken { close, update: self.update(Change::Facts) });
             }
             Precheck::Again | Precheck::Verify => {}
@@ -95,13 +88,13 @@ impl PaymentChannel {
     ///
     /// # Errors
     /// When no voucher was ever accepted, the channel is finalised, or calls have not ended.
-    pub fn close_without_payer(&mut self) -> Result<(StoredVoucher, RecordUpdate), CloseRefusal> {
+    pub fn close_without_payer(&mut self) -> Result<(CloseVoucher, RecordUpdate), CloseRefusal> {
         let close = match self.record.phase {
-            ChannelPhase::Finalised { .. } => return Err(ChannelClosed::Finalised.into()),
+            ChannelPhase::Finalized { .. } => return Err(ChannelClosed::Finalized.into()),
             ChannelPhase::Closing { close } => close,
             ChannelPhase::Open | ChannelPhase::Disputed { .. } => {
                 self.check_calls_ended()?;
-                *self.payer_gone_voucher().ok_or(CloseRefusal::NoVoucher)?
+                CloseVoucher::from(*self.payer_gone_voucher().ok_or(CloseRefusal::NoVoucher)?)
             }
         };
         self.record.phase = ChannelPhase::Closing { close };
@@ -119,13 +112,13 @@ impl PaymentChannel {
     }
 
     /// The voucher to close with when the payer is gone: the smallest stored one that covers what was spent.
-    pub fn payer_gone_voucher(&self) -> Option<&StoredVoucher> {
+    pub fn payer_gone_voucher(&self) -> Option<&SignedAmount> {
         self.record.vouchers.smallest_from(self.record.spent.max(self.record.settled))
     }
 
     /// The voucher to settle with in mid-session: the largest stored one of at most what was spent; `None` when that is
     /// settled already.
-    pub fn settlement_voucher(&self) -> Option<&StoredVoucher> {
+    pub fn settlement_voucher(&self) -> Option<&SignedAmount> {
         let settled = self.record.settled;
         self.record.vouchers.largest_up_to(self.record.spent).filter(|voucher| voucher.amount > settled)
     }
@@ -140,15 +133,15 @@ impl PaymentChannel {
             return Err(SettledAboveAccepted { settled, accepted });
         }
         self.record.settled = self.record.settled.max(settled);
-        let update = self.update(Change::Finalise);
-        if let ChannelPhase::Finalised { .. } = self.record.phase {
+        let update = self.update(Change::Finalize);
+        if let ChannelPhase::Finalized { .. } = self.record.phase {
             return Ok(update);
         }
         let close = match self.record.phase {
             ChannelPhase::Closing { close } => Some(close),
             _ => None,
         };
-        self.record.phase = ChannelPhase::Finalised { close };
+        self.record.phase = ChannelPhase::Finalized { close };
         Ok(update)
     }
 }

@@ -1,7 +1,7 @@
 //! Why the payee's machine refuses. A refusal changes nothing.
 
-use super::super::{Amount, ChannelId};
-use super::{BadSignature, BrokenRecord, ChannelPhase};
+use super::super::{Amount, ChannelId, VoucherError};
+use super::{BrokenRecord, ChannelPhase};
 
 /// The channel serves no more: an error of its own, never "need voucher".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum ChannelClosed {
     },
     /// The escrow has closed the channel.
     #[error("the channel is finalised")]
-    Finalised,
+    Finalized,
 }
 
 impl ChannelClosed {
@@ -30,7 +30,7 @@ impl ChannelClosed {
             ChannelPhase::Open => Ok(()),
             ChannelPhase::Disputed { claimed } => Err(ChannelClosed::Disputed { claimed }),
             ChannelPhase::Closing { close } => Err(ChannelClosed::Closing { amount: close.amount }),
-            ChannelPhase::Finalised { .. } => Err(ChannelClosed::Finalised),
+            ChannelPhase::Finalized { .. } => Err(ChannelClosed::Finalized),
         }
     }
 }
@@ -84,7 +84,7 @@ pub enum VoucherRefusal {
     },
     /// Not canonical, or not by the channel's signer.
     #[error(transparent)]
-    Signature(#[from] BadSignature),
+    Signature(#[from] VoucherError),
 }
 
 /// Why a close voucher is refused. A count below `spent` is no refusal but a dispute.
@@ -124,6 +124,9 @@ pub enum CloseRefusal {
         /// Base units reserved or in a lease that is being written.
         reserved: Amount,
     },
+    /// A signature is not the signer's, or v2's consent is missing.
+    #[error(transparent)]
+    Signature(#[from] VoucherError),
     /// There is no stored voucher to close with.
     #[error("no voucher is stored to close with")]
     NoVoucher,
@@ -133,7 +136,7 @@ pub enum CloseRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpendError {
-    /// Above what is leased: a defect of the caller, whose gate must have held it back.
+    /// Above what is leased: a defect of the caller, whose credit must have held it back.
     #[error("spent {spent} is above the leased {leased}")]
     AboveLeased {
         /// The stated count in base units.

@@ -29,7 +29,7 @@ impl LeasePlan {
 
 /// A lease that is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "the gate has to learn of it"]
+#[must_use = "the session has to learn of it"]
 pub struct LeaseCommit {
     /// Up to where spending is durable now, in base units (absolute).
     pub leased: Amount,
@@ -55,7 +55,7 @@ impl PaymentChannel {
         self.record.accepted.saturating_sub(self.record.leased).saturating_sub(self.reserved()).saturating_sub(planned)
     }
 
-    /// Up to where the gate may spend: a lease that is being given back is out of reach already.
+    /// Up to where the session may spend: a lease that is being given back is out of reach already.
     pub(super) fn spendable_up_to(&self) -> Amount {
         self.lease_in_flight.map_or(self.record.leased, |lease| lease.to.min(self.record.leased))
     }
@@ -83,7 +83,7 @@ impl PaymentChannel {
         Ok(Some(self.plan_lease(to, extra, costs, reservations)))
     }
 
-    /// Plans to give unused lease back, down to the absolute `leased` that the gate has been lowered to.
+    /// Plans to give unused lease back, down to the absolute `leased` that the session has been lowered to.
     ///
     /// # Errors
     /// While another lease is being written, below what is spent, and above what is leased.
@@ -100,7 +100,7 @@ impl PaymentChannel {
         Ok(self.plan_lease(leased, Amount::ZERO, Amount::ZERO, Vec::new()))
     }
 
-    /// Plans the orderly end of spending: `leased = spent`. The gate has stopped, and its last count is recorded.
+    /// Plans the orderly end of spending: `leased = spent`. The session has stopped, and its last count is recorded.
     ///
     /// # Errors
     /// While another lease is being written.
@@ -117,7 +117,8 @@ impl PaymentChannel {
         LeasePlan { update, number, costs, reservations }
     }
 
-    /// The lease is durable. The gate takes the result over ([`SpendGate::apply`](super::SpendGate::apply)).
+    /// The lease is durable. The session's lease is raised to the result, and the costs of the
+    /// reservations in it count as spent in the same step, so that nothing else spends what was leased for them.
     ///
     /// # Errors
     /// [`LeaseError::Stale`] when it is not the lease that is being written.

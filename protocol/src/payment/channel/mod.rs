@@ -7,15 +7,15 @@
 //! writes the plan's [`RecordUpdate`] in the store's transaction, then `commit_*` makes it count. What is a fact anyway
 //! (the escrow's word, an end of service) counts at once and yields an update to write before it is answered.
 //!
-//! The hot path holds none of this but a [`SpendGate`]. The caller tells the machine what the gate has spent
-//! ([`PaymentChannel::record_spent`]) before it asks for a lease, a need, a close or a settlement.
+//! The hot path holds none of this but the session's money credit, which spends what is leased. The caller tells the
+//! machine what the session has spent ([`PaymentChannel::record_spent`]) before it asks for a lease, a need, a close or
+//! a settlement, and raises the session's lease to [`LeaseCommit::leased`].
 
 mod close;
 mod error;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod fixtures;
-mod gate;
 mod lease;
 mod record;
 mod reservation;
@@ -33,15 +33,12 @@ pub use error::{
     ChannelClosed, CloseRefusal, Disputed, LeaseError, OpenError, ReserveError, SettledAboveAccepted, SpendError,
     StaleEpoch, VoucherRefusal,
 };
-pub use gate::{Short, SpendGate};
 pub use lease::{LeaseCommit, LeasePlan};
 pub use record::{BrokenRecord, ChannelPhase, ChannelSnapshot, RecordUpdate, StaleUpdate};
 pub use reservation::{MAX_RESERVATIONS, ReservationError, ReservationId};
-pub use voucher::{
-    BadSignature, MAX_VOUCHERS_BETWEEN, StoredVoucher, StoredVouchers, VerifiedVoucher, VoucherVerifier,
-};
+pub use voucher::{MAX_VOUCHERS_BETWEEN, StoredVouchers, VerifiedClose, VerifiedVoucher};
 
-use super::{Amount, ChannelId, SignatureBytes};
+use super::{Amount, ChannelDescriptor, ChannelId, SignedAmount, Voucher};
 use lease::LeaseInFlight;
 use record::Change;
 use reservation::Reservations;
@@ -68,6 +65,19 @@ pub struct ChannelParams {
     pub voucher_ceiling: Amount,
     /// The numbers of the terms.
     pub policy: ChannelPolicy,
+}
+
+impl ChannelParams {
+    /// For the channel of a descriptor, with the escrow's word on it.
+    pub fn new(descriptor: &ChannelDescriptor, deposit: Amount, settled: Amount, policy: ChannelPolicy) -> Self {
+        ChannelParams {
+            channel_id: descriptor.id(),
+            deposit,
+            settled,
+            voucher_ceiling: descriptor.protocol.max_amount(),
+            policy,
+        }
+    }
 }
 
 /// What the cheap checks say of a voucher.
@@ -133,6 +143,7 @@ impl PaymentChannel {
             accepted: Amount::ZERO,
             leased: Amount::ZERO,
             spent: Amount::ZERO,
+            units: 0,
             settled: params.settled,
             lost_in_flight: Amount::ZERO,
             vouchers: StoredVouchers::default(),
@@ -194,9 +205,14 @@ impl PaymentChannel {
         self.record.leased
     }
 
-    /// What was spent as far as the gate has reported, in base units.
+    /// What was spent as far as the session has reported, in base units.
     pub const fn spent(&self) -> Amount {
         self.record.spent
+    }
+
+    /// Metered bytes as far as the session has reported.
+    pub const fn units(&self) -> u64 {
+        self.record.units
     }
 
     /// What the escrow has paid, in base units.
@@ -230,29 +246,17 @@ impl PaymentChannel {
         self.record.settled.checked_sub(self.record.spent).filter(|excess| !excess.is_zero())
     }
 
-    /// A gate that starts where the channel stands.
-    pub const fn gate(&self) -> SpendGate {
-        SpendGate::new(self.record.spent, self.record.leased)
-    }
-
     /// The checks of a voucher that cost nothing, in their order; rate and signature are the caller's.
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn precheck_voucher(
-        &self,
-        channel_id: ChannelId,
-        amount: Amount,
-        signature: &SignatureBytes,
-    ) -> Result<Precheck, VoucherRefusal> {
-        self.check_shape(channel_id, amount)?;
+    pub fn precheck_voucher(&self, voucher: &Voucher) -> Result<Precheck, VoucherRefusal> {
+        let amount = voucher.amount;
+        self.check_shape(voucher.channel_id, amount)?;
         let accepted = self.record.accepted;
         if amount <= accepted {
-            let again = self.record.vouchers.highest();
-            return match again {
-                Some(highest) if highest.amount == amount && highest.signature == *signature => Ok(Precheck::Again),
-                _ => Err(VoucherRefusal::NotAbove { amount, accepted }),
-            };
+            let again = self.record.vouchers.highest().is_some_and(|highest| *highest == SignedAmount::from(*voucher));
+            return if again { Ok(Precheck::Again) } else { Err(VoucherRefusal::NotAbove { amount, accepted }) };
         }
         self.check_step(amount).map(|()| Precheck::Verify)
     }
@@ -306,7 +310,7 @@ impl PaymentChannel {
         Ok(self.record.accepted)
     }
 
-    /// Records what the gate has spent so far. A lower number is an older one and changes nothing.
+    /// Records what the session has spent so far. A lower number is an older one and changes nothing.
     ///
     /// # Errors
     /// Above the lease, and when the channel is closing and the number is higher: nothing is recorded then.
@@ -321,6 +325,12 @@ impl PaymentChannel {
         }
         self.record.spent = spent;
         Ok(())
+    }
+
+    /// Records how many bytes were metered so far; a lower number changes nothing. It is no money: receipts state it, and
+    /// it goes to the store with whatever is written next.
+    pub fn record_units(&mut self, units: u64) {
+        self.record.units = self.record.units.max(units);
     }
 
     /// What to ask the payer for when `cost` is wanted next: `None` when what is accepted covers it (a lease may have to
@@ -414,6 +424,7 @@ impl PaymentChannel {
             epoch: self.record.epoch,
             deposit: self.record.deposit,
             spent: self.record.spent,
+            units: self.record.units,
             settled: self.record.settled,
             change,
         }

@@ -3,14 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Amount, ChannelId};
-use super::{StoredVoucher, StoredVouchers};
+use super::super::{Amount, ChannelId, CloseVoucher, SignedAmount};
+use super::StoredVouchers;
 
 /// How far a channel is from its end.
 ///
 /// ```text
 ///           close voucher ≥ spent · payer gone          escrow closed
-///   Open ───────────────────────────────────► Closing ───────────────► Finalised
+///   Open ───────────────────────────────────► Closing ───────────────► Finalized
 ///     │                                         ▲  ▲                      ▲  ▲
 ///     │ close voucher < spent                   │  └ the same again       │  └ nothing leaves it
 ///     └────────────────────► Disputed ──────────┘ close voucher ≥ spent   │
@@ -33,12 +33,12 @@ pub enum ChannelPhase {
     /// The closing amount stands; the escrow has yet to confirm it. A failed settlement is driven again from here.
     Closing {
         /// What is presented to the escrow.
-        close: StoredVoucher,
+        close: CloseVoucher,
     },
     /// The escrow has closed the channel. Its id is never opened again.
-    Finalised {
+    Finalized {
         /// What was presented, if the payee closed it.
-        close: Option<StoredVoucher>,
+        close: Option<CloseVoucher>,
     },
 }
 
@@ -61,6 +61,8 @@ pub struct ChannelSnapshot {
     pub leased: Amount,
     /// The price of what was handed to the transport; it may lag behind in the store, never behind `leased`.
     pub spent: Amount,
+    /// Metered bytes; for receipts, and behind after a crash.
+    pub units: u64,
     /// What the escrow has paid out.
     pub settled: Amount,
     /// What was spent and never reached the payer, over all breaks.
@@ -115,6 +117,14 @@ pub enum BrokenRecord {
         /// Base units accepted.
         accepted: Amount,
     },
+    /// More was lost than spent.
+    #[error("lost in flight {lost} is above spent {spent}")]
+    LostAboveSpent {
+        /// Base units lost.
+        lost: Amount,
+        /// Base units spent.
+        spent: Amount,
+    },
     /// The stored vouchers are out of order, too many, or do not end at `accepted`.
     #[error("the stored vouchers are out of order, too many, or do not end at what was accepted")]
     Vouchers,
@@ -150,12 +160,15 @@ impl ChannelSnapshot {
         if settled > accepted {
             return Err(BrokenRecord::SettledAboveAccepted { settled, accepted });
         }
+        if self.lost_in_flight > spent {
+            return Err(BrokenRecord::LostAboveSpent { lost: self.lost_in_flight, spent });
+        }
         let highest = self.vouchers.highest().map_or(Amount::ZERO, |voucher| voucher.amount);
         if !self.vouchers.is_sound() || highest != accepted {
             return Err(BrokenRecord::Vouchers);
         }
         match self.phase {
-            ChannelPhase::Closing { close } | ChannelPhase::Finalised { close: Some(close) }
+            ChannelPhase::Closing { close } | ChannelPhase::Finalized { close: Some(close) }
                 if close.amount > accepted =>
             {
                 Err(BrokenRecord::CloseAboveAccepted { amount: close.amount, accepted })
@@ -200,7 +213,7 @@ pub enum StaleUpdate {
 pub(super) enum Change {
     /// Only the facts that every update carries.
     Facts,
-    Voucher(StoredVoucher),
+    Voucher(SignedAmount),
     Lease {
         from: Amount,
         to: Amount,
@@ -210,14 +223,14 @@ pub(super) enum Change {
     Dispute {
         claimed: Amount,
     },
-    Close(StoredVoucher),
-    Finalise,
+    Close(CloseVoucher),
+    Finalize,
 }
 
 /// One change of a channel's record, to be applied in the store's transaction by [`RecordUpdate::apply_to`].
 ///
 /// Updates of one channel may reach the store in any order: each carries the counters that only rise (deposit, spent,
-/// settled), and changes only what it is about. Applying one again changes nothing.
+/// units, settled), and changes only what it is about. Applying one again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "the update counts only when it is durable"]
 pub struct RecordUpdate {
@@ -225,6 +238,7 @@ pub struct RecordUpdate {
     pub(super) epoch: u64,
     pub(super) deposit: Amount,
     pub(super) spent: Amount,
+    pub(super) units: u64,
     pub(super) settled: Amount,
     pub(super) change: Change,
 }
@@ -256,7 +270,7 @@ impl RecordUpdate {
     fn check_owner(&self, record: &ChannelSnapshot) -> Result<(), StaleUpdate> {
         let stale = StaleUpdate::Epoch { planned: self.epoch, current: record.epoch };
         match self.change {
-            Change::Facts | Change::Voucher(_) | Change::Finalise => Ok(()),
+            Change::Facts | Change::Voucher(_) | Change::Finalize => Ok(()),
             // Not even the same again: of two processes that take the same epoch, exactly one wins.
             Change::Epoch(epoch) if epoch <= record.epoch => Err(stale),
             Change::Epoch(_) => Ok(()),
@@ -269,7 +283,7 @@ impl RecordUpdate {
     fn check_phase(&self, record: &ChannelSnapshot) -> Result<(), StaleUpdate> {
         let closed = super::ChannelClosed::of(&record.phase);
         match (self.change, record.phase) {
-            (_, ChannelPhase::Open) | (Change::Facts | Change::Finalise, _) => Ok(()),
+            (_, ChannelPhase::Open) | (Change::Facts | Change::Finalize, _) => Ok(()),
             // Giving a lease back belongs to every orderly end.
             (Change::Lease { from, to }, _) if to <= from => Ok(()),
             (Change::Close(_) | Change::Dispute { .. }, ChannelPhase::Disputed { .. }) => Ok(()),
@@ -284,6 +298,7 @@ impl RecordUpdate {
     /// The change itself, without asking who owns the channel: what the store has confirmed is a fact to the machine.
     pub(super) fn apply_change(&self, record: &mut ChannelSnapshot) -> Result<(), StaleUpdate> {
         record.deposit = record.deposit.max(self.deposit);
+        record.units = record.units.max(self.units);
         match self.change {
             Change::Facts => {}
             Change::Voucher(voucher) => {
@@ -301,13 +316,13 @@ impl RecordUpdate {
             Change::Lost(lost) => record.lost_in_flight = record.lost_in_flight.max(lost),
             Change::Dispute { claimed } => record.phase = ChannelPhase::Disputed { claimed },
             Change::Close(close) => record.phase = ChannelPhase::Closing { close },
-            Change::Finalise => {
+            Change::Finalize => {
                 let close = match record.phase {
                     ChannelPhase::Closing { close } => Some(close),
-                    ChannelPhase::Finalised { close } => close,
+                    ChannelPhase::Finalized { close } => close,
                     ChannelPhase::Open | ChannelPhase::Disputed { .. } => None,
                 };
-                record.phase = ChannelPhase::Finalised { close };
+                record.phase = ChannelPhase::Finalized { close };
             }
         }
         // The record may be a step behind the machine in what these two lean on; they follow with the next update.

@@ -1,14 +1,21 @@
 //! Each rule at its limit and one over.
 
-use super::fixtures::{CHANNEL, FakeVerifier, accept, channel, lease, policy, sign, verified};
+use proptest::prelude::*;
+
+use super::fixtures::{
+    CHANNEL, Spender, accept, channel, forged, key, lease, policy, stored, verified, verified_close, verify, voucher,
+};
 use super::*;
+use crate::payment::{
+    Address, CloseAuthorization, CloseVoucher, SignatureError, Verifier, VoucherDomain, VoucherError, VoucherProtocol,
+};
 
 fn units(amount: u128) -> Amount {
     Amount::new(amount)
 }
 
 fn precheck(channel: &PaymentChannel, amount: u128) -> Result<Precheck, VoucherRefusal> {
-    channel.precheck_voucher(CHANNEL, units(amount), &sign(units(amount), 1))
+    channel.precheck_voucher(&voucher(amount, 1))
 }
 
 fn spend(channel: &mut PaymentChannel, total: u128) {
@@ -51,9 +58,9 @@ fn only_the_accepted_voucher_itself_is_acknowledged_again() {
     accept(&mut channel, 50);
     assert_eq!(precheck(&channel, 50), Ok(Precheck::Again));
     let stale = VoucherRefusal::NotAbove { amount: units(50), accepted: units(50) };
-    // A garbage signature on a stale amount must not read as success.
-    assert_eq!(channel.precheck_voucher(CHANNEL, units(50), &SignatureBytes([9; 65])), Err(stale));
-    assert_eq!(channel.precheck_voucher(CHANNEL, units(50), &sign(units(50), 2)), Err(stale));
+    // A forged signature on a stale amount must not read as success.
+    assert_eq!(channel.precheck_voucher(&forged(50)), Err(stale));
+    assert_eq!(channel.precheck_voucher(&voucher(50, 2)), Err(stale));
     assert!(matches!(precheck(&channel, 49), Err(VoucherRefusal::NotAbove { .. })));
     assert!(matches!(precheck(&channel, 0), Err(VoucherRefusal::NotAbove { .. })));
 }
@@ -63,15 +70,37 @@ fn a_voucher_of_another_channel_is_refused() {
     let channel = channel(100);
     let stated = ChannelId([8; 32]);
     let refusal = VoucherRefusal::OtherChannel { stated, expected: CHANNEL };
-    assert_eq!(channel.precheck_voucher(stated, units(50), &sign(units(50), 1)), Err(refusal));
+    assert_eq!(channel.precheck_voucher(&Voucher { channel_id: stated, ..voucher(50, 1) }), Err(refusal));
 }
 
 #[test]
 fn a_bad_signature_makes_no_verified_voucher() {
-    let verify = |amount, signature| VerifiedVoucher::verify(&FakeVerifier, CHANNEL, units(amount), signature);
-    assert!(verify(50, sign(units(50), 1)).is_ok());
-    assert_eq!(verify(51, sign(units(50), 1)), Err(BadSignature));
-    assert_eq!(verify(50, SignatureBytes([27; 65])), Err(BadSignature));
+    let wrong = VoucherError::Signature(SignatureError::WrongSigner { expected: key().address() });
+    assert!(verify(&voucher(50, 1)).is_ok() && verify(&voucher(50, 2)).is_ok());
+    assert_eq!(verify(&Voucher { amount: units(51), ..voucher(50, 1) }), Err(wrong));
+    assert_eq!(verify(&Voucher { channel_id: ChannelId([8; 32]), ..voucher(50, 1) }), Err(wrong));
+    assert_eq!(verify(&forged(50)), Err(wrong));
+}
+
+#[test]
+fn a_v2_close_needs_the_payers_consent_to_that_amount_and_a_v1_close_has_none() {
+    let [v1, v2] = [VoucherProtocol::V1, VoucherProtocol::V2]
+        .map(|protocol| VoucherDomain::new(protocol, 4217, Address([0xee; 20])));
+    let verify = |close: CloseVoucher, domain: &VoucherDomain| {
+        VerifiedClose::verify(CHANNEL, &close, domain, &Verifier::new(key().address())).map(|close| close.close())
+    };
+    let plain = CloseVoucher::sign(&v1, &key(), CHANNEL, units(30)).unwrap();
+    assert_eq!(verify(plain, &v1), Ok(plain));
+    let consented = CloseVoucher::sign(&v2, &key(), CHANNEL, units(30)).unwrap();
+    assert_eq!(verify(consented, &v2), Ok(consented));
+    assert!(verify(consented, &v1).is_err() && verify(plain, &v2).is_err());
+    let without = CloseVoucher { authorization: None, ..consented };
+    assert_eq!(verify(without, &v2), Err(VoucherError::CloseAuthorizationMissing(VoucherProtocol::V2)));
+    let other = CloseAuthorization::sign(&v2, &key(), CHANNEL, units(31)).unwrap();
+    let other = CloseVoucher { authorization: Some(other.signature), ..consented };
+    assert!(matches!(verify(other, &v2), Err(VoucherError::Signature(_))));
+    let unneeded = CloseVoucher { authorization: consented.authorization, ..plain };
+    assert_eq!(verify(unneeded, &v1), Err(VoucherError::NoCloseAuthorization(VoucherProtocol::V1)));
 }
 
 #[test]
@@ -165,19 +194,6 @@ fn only_a_greater_epoch_takes_over() {
 }
 
 #[test]
-fn the_gate_spends_to_the_lease_and_not_beyond() {
-    let mut gate = SpendGate::new(units(10), units(40));
-    assert_eq!(gate.try_spend(units(31)), Err(Short { missing: units(1) }));
-    assert_eq!(gate.try_spend(Amount::MAX), Err(Short { missing: units(u128::MAX - 30) }));
-    assert_eq!(gate.try_spend(units(30)), Ok(()));
-    gate.raise(units(39));
-    assert_eq!(gate.leased(), units(40));
-    gate.raise(units(50));
-    assert_eq!(gate.give_back(units(4)), units(46));
-    assert_eq!(gate.give_back(units(100)), gate.spent());
-}
-
-#[test]
 fn spending_is_recorded_up_to_the_lease() {
     let mut channel = channel(100);
     accept(&mut channel, 100);
@@ -187,6 +203,17 @@ fn spending_is_recorded_up_to_the_lease() {
     assert_eq!(channel.record_spent(units(40)), Ok(()));
     assert_eq!(channel.record_spent(units(3)), Ok(()));
     assert_eq!(channel.spent(), units(40));
+}
+
+#[test]
+fn metered_bytes_go_to_the_store_with_the_next_update_and_never_fall() {
+    let mut channel = channel(100);
+    let mut stored = channel.snapshot();
+    channel.record_units(7);
+    channel.record_units(5);
+    let plan = channel.propose_voucher(&verified(50)).unwrap().unwrap();
+    plan.update().apply_to(&mut stored).unwrap();
+    assert_eq!((channel.units(), stored.units), (7, 7));
 }
 
 #[test]
@@ -219,12 +246,12 @@ fn a_reservation_moves_its_cost_into_the_lease_and_frees_the_rest() {
     assert_eq!(channel.commit_reservation(first, units(25)), Err(ReservationError::Unknown));
     assert_eq!(channel.release(first), Err(ReservationError::Unknown));
     assert_eq!((channel.reserved(), channel.spent()), (units(65), Amount::ZERO));
-    let mut gate = channel.gate();
+    let mut gate = Spender::of(&channel);
     let plan = channel.propose_lease(Amount::ZERO).unwrap().unwrap();
     let commit = channel.commit_lease(plan).unwrap();
     assert_eq!((commit.reserved_costs, commit.reservations.as_slice()), (units(25), [first].as_slice()));
     gate.apply(&commit);
-    assert_eq!(gate, channel.gate());
+    assert_eq!(gate, Spender::of(&channel));
     assert_eq!((channel.spent(), channel.reserved()), (units(25), units(40)));
     assert_eq!(channel.release(second), Ok(units(40)));
     assert_eq!(channel.free(), units(75));
@@ -271,13 +298,13 @@ fn a_reservation_can_take_back_what_an_unused_lease_holds() {
     lease(&mut channel);
     assert_eq!(channel.need(units(30)), Ok(None));
     assert_eq!(channel.reserve(units(30), 0), Err(ReserveError::Leased { missing: units(30) }));
-    let mut gate = channel.gate();
+    let mut gate = Spender::of(&channel);
     let lowered = gate.give_back(units(30));
     let plan = channel.propose_return(lowered).unwrap();
     let commit = channel.commit_lease(plan).unwrap();
     gate.apply(&commit);
     assert!(channel.reserve(units(30), 0).is_ok());
-    assert_eq!(gate.available(), units(10));
+    assert_eq!((gate.spent, gate.leased), (units(0), units(10)));
 }
 
 #[test]
@@ -347,46 +374,50 @@ fn half_used() -> PaymentChannel {
 
 #[test]
 fn a_close_voucher_is_taken_from_what_was_spent_up() {
-    assert!(matches!(half_used().close(&verified(30)), Ok(CloseAnswer::Taken { .. })));
-    let disputed = half_used().close(&verified(29)).unwrap();
+    assert!(matches!(half_used().close(&verified_close(30)), Ok(CloseAnswer::Taken { .. })));
+    let disputed = half_used().close(&verified_close(29)).unwrap();
     assert!(matches!(disputed, CloseAnswer::Disputed { claimed, spent, .. }
         if claimed == units(29) && spent == units(30)));
 }
 
 #[test]
 fn a_close_voucher_lies_between_settled_and_accepted() {
-    assert!(matches!(half_used().close(&verified(60)), Ok(CloseAnswer::Taken { .. })));
+    assert!(matches!(half_used().close(&verified_close(60)), Ok(CloseAnswer::Taken { .. })));
     let above = CloseRefusal::AboveAccepted { amount: units(61), accepted: units(60) };
-    assert_eq!(half_used().close(&verified(61)), Err(above));
-    assert!(matches!(half_used().close(&verified(20)), Ok(CloseAnswer::Disputed { .. })));
+    assert_eq!(half_used().close(&verified_close(61)), Err(above));
+    assert!(matches!(half_used().close(&verified_close(20)), Ok(CloseAnswer::Disputed { .. })));
     let below = CloseRefusal::BelowSettled { amount: units(19), settled: units(20) };
-    assert_eq!(half_used().close(&verified(19)), Err(below));
+    assert_eq!(half_used().close(&verified_close(19)), Err(below));
 }
 
 #[test]
 fn an_unused_channel_closes_at_zero() {
     let mut channel = channel(100);
-    assert!(matches!(channel.close(&verified(0)), Ok(CloseAnswer::Taken { .. })));
+    assert!(matches!(channel.close(&verified_close(0)), Ok(CloseAnswer::Taken { .. })));
 }
 
 #[test]
 fn a_repeated_close_gets_the_same_answer_before_and_after_settlement() {
     let mut channel = half_used();
-    let first = channel.close(&verified(30)).unwrap();
-    assert_eq!(channel.close(&verified(30)).unwrap(), first);
+    let first = channel.close(&verified_close(30)).unwrap();
+    assert_eq!(channel.close(&verified_close(30)).unwrap(), first);
     let other = CloseRefusal::Closed(ChannelClosed::Closing { amount: units(30) });
-    assert_eq!(channel.close(&verified(31)), Err(other));
+    assert_eq!(channel.close(&verified_close(31)), Err(other));
     let _ = channel.set_settled(units(30)).unwrap();
-    assert!(matches!(channel.close(&verified(30)), Ok(CloseAnswer::Taken { close, .. }) if close.amount == units(30)));
+    assert!(
+        matches!(channel.close(&verified_close(30)), Ok(CloseAnswer::Taken { close, .. }) if close.amount == units(30))
+    );
     let _ = channel.finalize(units(30)).unwrap();
-    assert!(matches!(channel.close(&verified(30)), Ok(CloseAnswer::Taken { close, .. }) if close.amount == units(30)));
-    assert_eq!(channel.close(&verified(31)), Err(CloseRefusal::Closed(ChannelClosed::Finalised)));
+    assert!(
+        matches!(channel.close(&verified_close(30)), Ok(CloseAnswer::Taken { close, .. }) if close.amount == units(30))
+    );
+    assert_eq!(channel.close(&verified_close(31)), Err(CloseRefusal::Closed(ChannelClosed::Finalized)));
 }
 
 #[test]
 fn once_closing_nothing_new_is_served() {
     let mut channel = half_used();
-    let _ = channel.close(&verified(30)).unwrap();
+    let _ = channel.close(&verified_close(30)).unwrap();
     let closed = ChannelClosed::Closing { amount: units(30) };
     assert_eq!(precheck(&channel, 80), Err(closed.into()));
     assert_eq!(channel.propose_voucher(&verified(80)), Err(closed.into()));
@@ -400,19 +431,19 @@ fn once_closing_nothing_new_is_served() {
 #[test]
 fn a_dispute_stops_service_and_ends_with_a_higher_close() {
     let mut channel = half_used();
-    let first = channel.close(&verified(29)).unwrap();
-    assert_eq!(channel.close(&verified(29)).unwrap(), first);
+    let first = channel.close(&verified_close(29)).unwrap();
+    assert_eq!(channel.close(&verified_close(29)).unwrap(), first);
     assert_eq!(channel.need(units(1)), Err(ChannelClosed::Disputed { claimed: units(29) }));
-    assert!(matches!(channel.close(&verified(30)), Ok(CloseAnswer::Taken { .. })));
+    assert!(matches!(channel.close(&verified_close(30)), Ok(CloseAnswer::Taken { .. })));
 }
 
 #[test]
 fn a_close_waits_for_open_calls() {
     let mut channel = half_used();
     let id = channel.reserve(units(20), 0).unwrap();
-    assert_eq!(channel.close(&verified(30)), Err(CloseRefusal::Busy { reserved: units(20) }));
+    assert_eq!(channel.close(&verified_close(30)), Err(CloseRefusal::Busy { reserved: units(20) }));
     channel.release(id).unwrap();
-    assert!(channel.close(&verified(30)).is_ok());
+    assert!(channel.close(&verified_close(30)).is_ok());
 }
 
 #[test]
@@ -444,16 +475,47 @@ fn mid_session_settlement_uses_the_largest_voucher_up_to_spent() {
 
 #[test]
 fn stored_vouchers_are_bounded_and_spread_evenly() {
-    let mut vouchers = StoredVouchers::default();
-    for amount in 1..=1000 {
-        vouchers.push(StoredVoucher { amount: units(amount), signature: sign(units(amount), 1) }, units(5));
-    }
+    let vouchers = stored(1..=1000, 5);
     assert_eq!(vouchers.len(), StoredVouchers::CAPACITY);
     assert_eq!(vouchers.largest_up_to(units(5)).unwrap().amount, units(5));
     assert_eq!(vouchers.highest().unwrap().amount, units(1000));
     let amounts: Vec<_> = vouchers.iter().map(|voucher| voucher.amount.units()).collect();
     let widest = amounts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
     assert!(widest <= 1000 / 16 * 3, "{amounts:?}");
+}
+
+#[test]
+fn settlement_takes_the_nearest_below_and_a_payer_gone_the_nearest_above() {
+    assert_eq!(stored([], 0).largest_up_to(Amount::MAX), None);
+    assert_eq!(stored([], 0).smallest_from(Amount::ZERO), None);
+    let vouchers = stored([10, 20, 20, 15, 30], 0);
+    let below = |amount| vouchers.largest_up_to(units(amount)).map(|voucher| voucher.amount.units());
+    let above = |amount| vouchers.smallest_from(units(amount)).map(|voucher| voucher.amount.units());
+    assert_eq!([below(9), below(10), below(29), below(99)], [None, Some(10), Some(20), Some(30)]);
+    assert_eq!([above(0), above(10), above(11), above(31)], [Some(10), Some(10), Some(20), None]);
+}
+
+proptest! {
+    /// Against keeping all: the accepted voucher and the best one at or below spent are always there, and never more
+    /// than the bound is kept.
+    #[test]
+    fn what_settlement_needs_is_never_let_go(steps in prop::collection::vec((1..1_000u128, 0..1_200u128), 1..120)) {
+        let (mut kept, mut all) = (StoredVouchers::default(), Vec::new());
+        let one = *stored([1], 0).highest().unwrap();
+        let (mut amount, mut spent) = (0, 0);
+        for (more, use_up) in steps {
+            amount += more;
+            let voucher = SignedAmount { amount: units(amount), ..one };
+            kept.push(voucher, units(spent));
+            all.push(voucher);
+            prop_assert!(kept.is_sound());
+            prop_assert_eq!(kept.highest(), Some(&voucher));
+            let best = all.iter().rev().find(|voucher| voucher.amount <= units(spent));
+            prop_assert_eq!(kept.largest_up_to(units(spent)), best);
+            prop_assert!(kept.smallest_from(units(spent)).is_some());
+            spent = amount.min(spent + use_up);
+        }
+    }
 }
 
 #[test]
@@ -485,7 +547,8 @@ fn a_broken_record_is_not_restored() {
     assert!(refused(|record| record.settled = Amount::new(61)));
     assert!(refused(|record| record.accepted = Amount::new(61)));
     assert!(refused(|record| record.vouchers = StoredVouchers::default()));
-    let close = StoredVoucher { amount: units(61), signature: sign(units(61), 1) };
+    assert!(refused(|record| record.lost_in_flight = Amount::new(31)));
+    let close = verified_close(61).close();
     let mut record = sound.clone();
     record.phase = ChannelPhase::Closing { close };
     assert!(PaymentChannel::restore(record, policy(10, 40)).is_err());
@@ -495,7 +558,7 @@ fn a_broken_record_is_not_restored() {
 #[test]
 fn a_record_survives_its_encoding() {
     let mut channel = half_used();
-    let _ = channel.close(&verified(30)).unwrap();
+    let _ = channel.close(&verified_close(30)).unwrap();
     let record = channel.snapshot();
     let bytes = postcard::to_stdvec(&record).unwrap();
     assert_eq!(postcard::from_bytes::<ChannelSnapshot>(&bytes).unwrap(), record);

@@ -1,8 +1,13 @@
 //! Vouchers as the payee holds them: verified ones, and the bounded set that a channel keeps.
+//!
+//! An escrow pays exactly the amount of the voucher that is presented. To be paid what was spent, and neither more nor
+//! much less, the payee needs vouchers near `spent`, not only the highest: the largest at or below `spent` for a
+//! settlement while the channel lives, the smallest at or above it when the payer has gone. As `spent` moves up through
+//! the kept ones, they serve in turn.
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Amount, ChannelId, SignatureBytes};
+use super::super::{Amount, ChannelId, CloseVoucher, SignedAmount, Verifier, Voucher, VoucherDomain, VoucherError};
 
 /// Vouchers kept between the two that must be kept (the largest at or below `spent`, and the accepted one).
 ///
@@ -10,40 +15,23 @@ use super::super::{Amount, ChannelId, SignatureBytes};
 /// range to about a sixteenth of `max_ahead`, and cost the record 1.3 KiB.
 pub const MAX_VOUCHERS_BETWEEN: usize = 16;
 
-/// Checks a voucher's signature: canonical form, and by the channel's signer.
-pub trait VoucherVerifier {
-    /// Whether `signature` over (`channel_id`, `amount`) is canonical and the signer's.
-    fn verify(&self, channel_id: &ChannelId, amount: Amount, signature: &SignatureBytes) -> bool;
-}
-
-/// The signature is not canonical, or not by the channel's signer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the voucher's signature is not a canonical one by the channel's signer")]
-pub struct BadSignature;
-
 /// A voucher whose signature has been verified. There is no other way to make one than [`VerifiedVoucher::verify`], so
-/// nothing unverified can raise what is accepted or close a channel. `[pay.voucher.verified]`
+/// nothing unverified can raise what is accepted. `[pay.voucher.verified]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifiedVoucher {
     channel_id: ChannelId,
-    voucher: StoredVoucher,
+    voucher: SignedAmount,
 }
 
 impl VerifiedVoucher {
-    /// Verifies the signature; it needs no channel at hand, so it runs off the session's task.
+    /// Verifies the signature; it needs no channel at hand, so it runs off the session's task. Domain and verifier are
+    /// those of the channel's descriptor.
     ///
     /// # Errors
-    /// [`BadSignature`] when the verifier refuses.
-    pub fn verify(
-        verifier: &impl VoucherVerifier,
-        channel_id: ChannelId,
-        amount: Amount,
-        signature: SignatureBytes,
-    ) -> Result<Self, BadSignature> {
-        if !verifier.verify(&channel_id, amount, &signature) {
-            return Err(BadSignature);
-        }
-        Ok(VerifiedVoucher { channel_id, voucher: StoredVoucher { amount, signature } })
+    /// When the amount is above the protocol's type, or the signature is not the signer's.
+    pub fn verify(voucher: &Voucher, domain: &VoucherDomain, verifier: &Verifier) -> Result<Self, VoucherError> {
+        voucher.verify(domain, verifier)?;
+        Ok(VerifiedVoucher { channel_id: voucher.channel_id, voucher: SignedAmount::from(*voucher) })
     }
 
     /// The channel it is for.
@@ -56,31 +44,57 @@ impl VerifiedVoucher {
         self.voucher.amount
     }
 
-    pub(super) const fn stored(&self) -> StoredVoucher {
+    pub(super) const fn stored(&self) -> SignedAmount {
         self.voucher
     }
 }
 
-/// A voucher in the record, verified before it came there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredVoucher {
-    /// The cumulative amount in base units.
-    pub amount: Amount,
-    /// The signature over it.
-    pub signature: SignatureBytes,
+/// A close voucher whose signatures have been verified, by [`VerifiedClose::verify`] and in no other way.
+/// `[pay.voucher.verified]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedClose {
+    channel_id: ChannelId,
+    close: CloseVoucher,
+}
+
+impl VerifiedClose {
+    /// Verifies the voucher and, in v2, the consent to close.
+    ///
+    /// # Errors
+    /// See [`CloseVoucher::verify`].
+    pub fn verify(
+        channel_id: ChannelId,
+        close: &CloseVoucher,
+        domain: &VoucherDomain,
+        verifier: &Verifier,
+    ) -> Result<Self, VoucherError> {
+        close.verify(channel_id, domain, verifier)?;
+        Ok(VerifiedClose { channel_id, close: *close })
+    }
+
+    /// The channel it is for.
+    pub const fn channel_id(&self) -> ChannelId {
+        self.channel_id
+    }
+
+    /// What was verified.
+    pub const fn close(&self) -> CloseVoucher {
+        self.close
+    }
 }
 
 /// The vouchers that a channel keeps for settlement, in rising order: the largest at or below `spent`, the accepted one,
 /// and at most [`MAX_VOUCHERS_BETWEEN`] between them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct StoredVouchers(Vec<StoredVoucher>);
+#[serde(transparent)]
+pub struct StoredVouchers(Vec<SignedAmount>);
 
 impl StoredVouchers {
     /// Entries at most: the two that must be kept, and those between.
     pub const CAPACITY: usize = MAX_VOUCHERS_BETWEEN + 2;
 
     /// Adds a voucher above all others and drops what the rule does not keep. One at or below the highest is ignored.
-    pub fn push(&mut self, voucher: StoredVoucher, spent: Amount) {
+    pub fn push(&mut self, voucher: SignedAmount, spent: Amount) {
         if self.highest().is_some_and(|highest| highest.amount >= voucher.amount) {
             return;
         }
@@ -104,22 +118,22 @@ impl StoredVouchers {
     }
 
     /// The accepted voucher.
-    pub fn highest(&self) -> Option<&StoredVoucher> {
+    pub fn highest(&self) -> Option<&SignedAmount> {
         self.0.last()
     }
 
     /// The largest voucher of at most `amount`.
-    pub fn largest_up_to(&self, amount: Amount) -> Option<&StoredVoucher> {
+    pub fn largest_up_to(&self, amount: Amount) -> Option<&SignedAmount> {
         self.0.iter().rev().find(|voucher| voucher.amount <= amount)
     }
 
     /// The smallest voucher of at least `amount`.
-    pub fn smallest_from(&self, amount: Amount) -> Option<&StoredVoucher> {
+    pub fn smallest_from(&self, amount: Amount) -> Option<&SignedAmount> {
         self.0.iter().find(|voucher| voucher.amount >= amount)
     }
 
     /// All of them, in rising order.
-    pub fn iter(&self) -> impl Iterator<Item = &StoredVoucher> {
+    pub fn iter(&self) -> impl Iterator<Item = &SignedAmount> {
         self.0.iter()
     }
 
