@@ -2,7 +2,7 @@
 //! presented**, in settle and in close, as the deployed v1 contract does.
 //!
 //! [`Escrow`] is what payee and wallet talk to; [`Ledger`] has the rules of the embedded local ledger, and
-//! [`LocalLedger`] is that ledger as an `Escrow` in this process.
+//! [`LocalLedger`] is that ledger as an `Escrow` in this process; [`remote`] has its methods as messages.
 //!
 //! ```text
 //!          open                 close (payee)
@@ -16,6 +16,7 @@
 
 mod ledger;
 mod local;
+pub mod remote;
 
 pub use ledger::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerImbalance};
 pub use local::LocalLedger;
@@ -54,6 +55,8 @@ pub struct Settlement {
 }
 
 /// Why an escrow refuses. Nothing has changed.
+///
+/// It travels by its place in this list, so a new one comes last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum EscrowRefusal {
