@@ -95,6 +95,8 @@ struct Work {
     opens: Vec<OpenRequest>,
     ended: Vec<(Arc<ConnectionCell>, ConnectionEnd, Option<MoneyCount>)>,
     cancelled: Vec<Arc<CancelFlag>>,
+    /// Calls of this side have ended.
+    calls_ended: bool,
     session_end: Option<SessionEnd>,
 }
 
@@ -233,7 +235,13 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
 
     /// Does what must not be done under the lock: wakes, drops, user code.
     fn finish(&mut self, work: Work, cx: &mut Context<'_>) {
-        let Work { after, calls, opens, ended, cancelled, session_end } = work;
+        let Work { after, calls, opens, ended, cancelled, calls_ended, session_end } = work;
+        if calls_ended {
+            self.shared.notice_calls_gone();
+        }
+        if !ended.is_empty() {
+            self.shared.notice_gone();
+        }
         for (cell, end, money) in ended {
             cell.set_end(end, money);
         }
@@ -406,8 +414,8 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             work.after.bury_all(state.streams.drain().map(|(_, core)| core));
             work.session_end = Some(end);
         }
-        Event::ConnectionRequested { connection, service, metadata, limits: _, credential } => {
-            settle_open(shared, serving, state, work, (connection, service, metadata, credential));
+        Event::ConnectionRequested { connection, service, credential, .. } => {
+            settle_open(shared, serving, state, work, (connection, service, credential));
         }
         Event::ConnectionAccepted { connection, metadata, receipt, .. } => {
             answer_open(state, connection, OpenAnswer::Accepted { metadata, receipt });
@@ -447,11 +455,13 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             }
         }
         Event::CallEnded { call, charged, counted } => {
+            work.calls_ended = true;
             if charged != counted {
                 tracing::warn!(?call, %charged, %counted, "payee and payer count a call differently");
             }
         }
         Event::CallFailed { call } => {
+            work.calls_ended = true;
             work.cancelled.extend(state.served.remove(call));
             if let Some(slot) = waiting_slot(state, call) {
                 work.after.wake(slot.settle(Outcome::Failed));
@@ -537,7 +547,7 @@ fn settle_open(
     serving: &Serving,
     state: &mut State,
     work: &mut Work,
-    (connection, service, metadata, credential): (ConnectionId, String, Metadata, Bytes),
+    (connection, service, credential): (ConnectionId, String, Bytes),
 ) {
     let Some(entry) = serving.services.get(&service) else {
         let reason = Reason::new(code::UNKNOWN_SERVICE, format!("no service '{service}' is served here"));
@@ -557,7 +567,6 @@ fn settle_open(
             cell,
             connection,
             service,
-            metadata,
             credential,
             limits: serving.limits,
         }),

@@ -1,5 +1,6 @@
 //! Tollway: a runtime for metered RPC.
 
+mod client;
 pub mod conduit;
 mod connection;
 mod driver;
@@ -8,10 +9,13 @@ pub mod future;
 mod handler;
 pub mod payment;
 pub mod rpc;
+mod server;
 mod session;
 mod shared;
 pub mod store;
 
+pub use client::{ConnectError, connect};
 pub use connection::Connection;
+pub use server::Server;
 pub use session::{OpenError, Session, SessionConfig, SessionError};
 pub use tollway_protocol as protocol;

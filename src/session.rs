@@ -163,24 +163,25 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future closes the connection on both sides, even if it is accepted later.
     pub async fn open(&self, service: &str) -> Result<Connection, OpenError> {
-        self.open_with(service, self.inner.limits, Metadata::new(), None).await
+        Ok(self.open_with(service, self.inner.limits, Metadata::new(), None).await?.0)
     }
 
+    /// Opens a connection; the second value is the receipt of a paid one.
     pub(crate) async fn open_with(
         &self,
         service: &str,
         limits: ConnectionLimits,
         metadata: Metadata,
         paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
-    ) -> Result<Connection, OpenError> {
+    ) -> Result<(Connection, Bytes), OpenError> {
         let shared = &self.inner.shared;
         let (id, cell, answer) = shared.open(service, limits, metadata, paid, None)?;
         // From here a drop closes: before the answer, too.
         let abandon = Abandon { shared, id, cell: &cell, armed: true };
         match answer.await {
-            Ok(OpenAnswer::Accepted { metadata, receipt: _ }) => {
+            Ok(OpenAnswer::Accepted { metadata, receipt }) => {
                 abandon.disarm();
-                Ok(Connection::new(self.inner.clone(), id, cell, metadata))
+                Ok((Connection::new(self.inner.clone(), id, cell, metadata), receipt))
             }
             Ok(OpenAnswer::Rejected { reason, terms, .. }) if reason.code == code::PAYMENT_REQUIRED => {
                 abandon.disarm();
@@ -217,6 +218,21 @@ impl Session {
     /// you want delivered.
     pub fn close(&self, reason: Reason) {
         self.inner.shared.close_session(reason);
+    }
+
+    /// Tells the peer that no new connection will be accepted, waits until those that are open have ended, and closes
+    /// the session. A session without connections closes at once.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the session open, without new connections.
+    pub async fn drain(&self, reason: Reason) {
+        let shared = &self.inner.shared;
+        shared.go_away(reason.clone());
+        tokio::select! {
+            () = shared.emptied() => {}
+            _ended = shared.closed() => {}
+        }
+        shared.close_session(reason);
     }
 
     /// Connections that are open, opening or closing.

@@ -18,7 +18,7 @@ use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
 use tollway_protocol::session::{
-    CallKey, CallSpec, CommandError, Machine, MoneyCount, PayerMoney, ResponseSpec, StreamSource,
+    CallKey, CallSpec, CommandError, Machine, MoneyCount, PayeeMoney, PayerMoney, ResponseSpec, StreamSource,
 };
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
@@ -34,6 +34,10 @@ pub(crate) struct Shared {
     start: Instant,
     end: OnceLock<SessionEnd>,
     ended: Notify,
+    /// Notified when calls of this side have ended.
+    call_gone: Notify,
+    /// Notified with each connection that is forgotten.
+    connection_gone: Notify,
 }
 
 slotmap::new_key_type! {
@@ -124,7 +128,14 @@ impl Shared {
             driver: None,
             kicked: false,
         };
-        Arc::new(Shared { state: Mutex::new(state), start: Instant::now(), end: OnceLock::new(), ended: Notify::new() })
+        Arc::new(Shared {
+            state: Mutex::new(state),
+            start: Instant::now(),
+            end: OnceLock::new(),
+            ended: Notify::new(),
+            call_gone: Notify::new(),
+            connection_gone: Notify::new(),
+        })
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -181,6 +192,28 @@ impl Shared {
     }
 
     // ---- connections
+
+    pub(crate) fn go_away(&self, reason: Reason) {
+        let mut state = self.lock();
+        state.machine.go_away(reason);
+        Self::unlock_and_kick(state);
+    }
+
+    /// Tells who waits for the last connection that one has ended.
+    pub(crate) fn notice_gone(&self) {
+        self.connection_gone.notify_waiters();
+    }
+
+    /// Waits until no connection is left.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let gone = self.connection_gone.notified();
+            if self.lock().connections.is_empty() {
+                return;
+            }
+            gone.await;
+        }
+    }
 
     /// Sends an Open. The receiver gets the answer; dropping it early is up to the caller, who closes the connection.
     pub(crate) fn open(
@@ -350,6 +383,65 @@ impl Shared {
     /// The counts of a paid connection, open or ended.
     pub(crate) fn money(&self, id: ConnectionId, cell: &ConnectionCell) -> Option<MoneyCount> {
         self.lock().machine.money(id).or_else(|| cell.final_money())
+    }
+
+    /// The counts of a paid connection that is open.
+    pub(crate) fn open_money(&self, id: ConnectionId) -> Option<MoneyCount> {
+        self.lock().machine.money(id)
+    }
+
+    pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {
+        self.lock().mailboxes.contains_key(&id)
+    }
+
+    /// Accepts a paid open. If the opener has given up, nothing happens.
+    pub(crate) fn accept_paid(
+        &self,
+        id: ConnectionId,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        paid: (Bytes, PayeeMoney),
+        mailbox: Arc<Mailbox>,
+    ) {
+        let mut state = self.lock();
+        match state.machine.accept(id, limits, metadata, Some(paid)) {
+            Ok(()) => drop(state.mailboxes.insert(id, mailbox)),
+            Err(error) => tracing::debug!(%error, "a paid open was given up"),
+        }
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn reject(&self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
+        let mut state = self.lock();
+        let cell = state.connections.remove(&id);
+        if let Err(error) = state.machine.reject(id, reason, metadata, terms) {
+            tracing::debug!(%error, "an open was given up");
+        }
+        Self::unlock_and_kick(state);
+        drop(cell);
+        self.notice_gone();
+    }
+
+    pub(crate) fn fail_unpaid(&self, id: ConnectionId) {
+        let mut state = self.lock();
+        state.machine.fail_unpaid(id);
+        Self::unlock_and_kick(state);
+    }
+
+    /// Waits until the connection has no open calls.
+    pub(crate) async fn calls_ended(&self, id: ConnectionId) {
+        loop {
+            let gone = self.call_gone.notified();
+            if self.open_calls(id) == 0 {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    /// Tells who waits for the ends of calls that some have ended.
+    pub(crate) fn notice_calls_gone(&self) {
+        self.call_gone.notify_waiters();
     }
 
     pub(crate) fn open_calls(&self, id: ConnectionId) -> usize {

@@ -118,6 +118,11 @@ impl Ledger {
         self.identity
     }
 
+    /// How it behaves.
+    pub const fn config(&self) -> LedgerConfig {
+        self.config
+    }
+
     /// What is in an account, in base units.
     pub fn balance(&self, holder: Address, token: Address) -> Amount {
         self.balances.get(&(holder, token)).copied().unwrap_or_default()

@@ -10,7 +10,8 @@ use tollway_protocol::payment::ledger_messages::{
 };
 use tollway_protocol::payment::{Address, Amount, ChannelId, Signature, VoucherProtocol};
 
-use super::{Escrow, EscrowChannel, EscrowError, EscrowRefusal, Ledger, Settlement};
+use super::remote::LedgerInfo;
+use super::{Escrow, EscrowChannel, EscrowError, EscrowRefusal, Ledger, LedgerConfig, Settlement};
 use crate::future::BoxFuture;
 
 /// Tells the time in milliseconds since 1970.
@@ -41,6 +42,12 @@ impl LocalLedger {
     /// What the ledger is known by.
     pub const fn identity(&self) -> LedgerIdentity {
         self.identity
+    }
+
+    /// What it tells of itself to who asks.
+    pub fn info(&self) -> LedgerInfo {
+        let LedgerConfig { grace_ms, dev } = self.read(Ledger::config);
+        LedgerInfo { chain_id: self.identity.chain_id, escrow: self.identity.escrow, dev, grace_ms }
     }
 
     /// Puts new money into an account; see [`Ledger::fund`].

@@ -2,7 +2,7 @@
 //! presented**, in settle and in close, as the deployed v1 contract does.
 //!
 //! [`Escrow`] is what payee and wallet talk to; [`Ledger`] has the rules of the embedded local ledger, and
-//! [`LocalLedger`] is that ledger as an `Escrow` in this process.
+//! [`LocalLedger`] is that ledger as an `Escrow` in this process; [`remote`] has its methods as messages.
 //!
 //! ```text
 //!          open                 close (payee)
@@ -16,9 +16,12 @@
 
 mod ledger;
 mod local;
+pub mod remote;
+mod service;
 
 pub use ledger::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerImbalance};
 pub use local::LocalLedger;
+pub use service::{LedgerClient, LedgerService};
 
 use serde::{Deserialize, Serialize};
 use tollway_protocol::payment::ledger_messages::{Close, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw};
@@ -54,6 +57,8 @@ pub struct Settlement {
 }
 
 /// Why an escrow refuses. Nothing has changed.
+///
+/// It travels by its place in this list, so a new one comes last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum EscrowRefusal {

@@ -1,30 +1,16 @@
 //! Paid connections: what runs beside the session of a connection that is a payment channel.
+//!
+//! A [`Payee`] sells a service: it quotes signed terms, checks credentials, accepts vouchers, leases and settles. A
+//! [`Wallet`] buys: it deposits, meters what arrives by itself, and signs ahead within its bounds. Neither stands on a
+//! frame's path: the session holds an integer credit, or a count, and tells these tasks when it matters.
 
 mod mailbox;
+mod payee;
+mod payee_task;
+mod wallet;
+mod windows;
 
 pub(crate) use mailbox::{Mailbox, PaymentEvent};
-
-use crate::shared::{ConnectionCell, Shared};
-use bytes::Bytes;
-use std::sync::Arc;
-use tollway_protocol::id::ConnectionId;
-use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::metadata::Metadata;
-
-/// Payee
-#[derive(Debug)]
-pub struct Payee {}
-
-pub(crate) struct OpenRequest {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) payee: Arc<Payee>,
-    pub(crate) cell: Arc<ConnectionCell>,
-    pub(crate) connection: ConnectionId,
-    pub(crate) service: String,
-    pub(crate) metadata: Metadata,
-    pub(crate) credential: Bytes,
-    pub(crate) limits: ConnectionLimits,
-}
-impl OpenRequest {
-    pub(crate) async fn answer(self) {}
-}
+pub(crate) use payee::OpenRequest;
+pub use payee::{Payee, PayeeConfig, PayeeError};
+pub use wallet::{ClosedChannel, PaidConnection, PaymentStats, Wallet, WalletConfig, WalletError};

@@ -14,6 +14,6 @@ pub use service::{BoxReply, IncomingCall, MethodId, Reply, Service, Services};
 pub use stream::{Rx, StreamError, Tx, stream};
 
 pub(crate) use call::{Answer, CallFuture, CallSlot, Outcome};
-pub(crate) use codec::{OutboundSlots, decode, encode};
+pub(crate) use codec::{OutboundSlots, encode};
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
 pub(crate) use stream::{Aftermath, InboundStream, StreamCore};

@@ -122,6 +122,11 @@ impl IncomingCall {
         self.connection
     }
 
+    /// The arguments as they came, without their streams.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
     /// Decodes the arguments, with the streams in them.
     ///
     /// # Errors
@@ -179,9 +184,19 @@ impl Reply {
     }
 
     /// The payload was not the method's arguments.
-    pub fn invalid_payload(error: &DecodeError) -> Self {
+    pub fn invalid_payload(error: &dyn std::error::Error) -> Self {
         tracing::debug!(%error, "a call's arguments cannot be decoded");
         Reply::empty(Status::InvalidPayload)
+    }
+
+    /// The method's result, encoded already.
+    pub fn raw(payload: Bytes) -> Self {
+        Reply { payload, ..Reply::empty(Status::Ok) }
+    }
+
+    /// The handler failed. Free of charge.
+    pub fn failed() -> Self {
+        Reply::empty(Status::HandlerFailed)
     }
 
     /// Adds metadata.

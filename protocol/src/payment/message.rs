@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::signed::CodecError;
-use super::{Amount, Challenge, MAX_TERMS_BYTES, Signature, SignedReceipt, SignedTerms};
+use super::{Amount, Challenge, CloseVoucher, MAX_TERMS_BYTES, Signature, SignedReceipt, SignedTerms};
 
 /// Most bytes of one payment message: the largest, a signed receipt, is far below.
 pub const MAX_PAYMENT_MESSAGE_BYTES: usize = 4 * 1024;
@@ -44,10 +44,8 @@ pub enum PaymentMessage {
     },
     /// Payer: close the channel. All calls have ended.
     Close {
-        /// What the payer received, in base units, or what the escrow has settled if that is more.
-        amount: Amount,
-        /// Over the close voucher of this channel.
-        signature: Signature,
+        /// States what the payer received, or what the escrow has settled if that is more.
+        voucher: CloseVoucher,
         /// As in `Voucher`.
         received: Amount,
     },

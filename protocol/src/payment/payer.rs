@@ -240,6 +240,30 @@ impl PayerBook {
         self.durable.deposit
     }
 
+    /// What the book was opened with.
+    pub const fn limits(&self) -> PayerLimits {
+        self.limits
+    }
+
+    /// What [`received`](Self::received) must reach before [`next_voucher`](Self::next_voucher) has something to sign,
+    /// in base units; [`Amount::MAX`] if it never will.
+    pub fn next_mark(&self) -> Amount {
+        let PayerLimits { max_ahead, minimum_delta, .. } = self.limits;
+        let most = self.durable.deposit.min(self.limits.budget);
+        let step = self.sent.saturating_add(minimum_delta);
+        if most <= self.sent || (most < step && most < self.durable.deposit) {
+            return Amount::MAX;
+        }
+        // Less than the low mark is ahead, and a step fits above what was sent.
+        let low = self.sent.saturating_sub(self.limits.low_mark()).saturating_add(Amount::new(1));
+        let room = step.min(most).saturating_sub(max_ahead);
+        let ahead = low.max(room);
+        let asked =
+            self.pending.filter(|need| need.required <= most).map(|need| need.required.saturating_sub(max_ahead));
+        let counted = asked.map_or(ahead, |asked| asked.max(room).min(ahead));
+        counted.saturating_sub(self.durable.lost_in_flight)
+    }
+
     /// The most that may be signed now, in base units.
     fn limit(&self) -> Amount {
         let ahead = self.counted().saturating_add(self.limits.max_ahead);

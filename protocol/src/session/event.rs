@@ -164,7 +164,7 @@ pub enum Event {
     MoneyNeeded {
         /// The connection.
         connection: ConnectionId,
-        /// What it costs, in base units, beyond all that is spent and held.
+        /// What it costs and what is held for running handlers, in base units beyond all that is spent.
         cost: Amount,
     },
     /// Payer: what was received has reached the mark. Said once until the mark is set anew.

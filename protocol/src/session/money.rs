@@ -180,9 +180,11 @@ impl Payee {
         low && !core::mem::replace(&mut self.low_said, true)
     }
 
-    /// Notes that something waits. Returns whether that must be said: once for each exhaustion.
-    pub(super) fn need(&mut self) -> bool {
-        !core::mem::replace(&mut self.needed_said, true)
+    /// Notes that something waits which adds `cost` to all that is spent and held. Returns what must be said to be
+    /// needed beyond what is spent: once for each exhaustion.
+    pub(super) fn need(&mut self, cost: Amount) -> Option<Amount> {
+        let said = core::mem::replace(&mut self.needed_said, true);
+        (!said).then_some(self.held.saturating_add(cost))
     }
 
     /// Raises the lease; it never goes down. Clears what was said.

@@ -80,7 +80,7 @@ impl Machine {
                         return self.fail_unstarted(incoming.call, connection, Status::PaymentFailed);
                     }
                     payee.calls.push_back(incoming);
-                    if payee.need() {
+                    if let Some(cost) = payee.need(cost) {
                         self.events.push_back(Event::MoneyNeeded { connection, cost });
                     }
                     return;

@@ -264,7 +264,7 @@ impl Machine {
                 return None;
             }
             payee.responses.push_back(body);
-            if payee.need() {
+            if let Some(cost) = payee.need(cost) {
                 self.events.push_back(Event::MoneyNeeded { connection: id, cost });
             }
         }
@@ -366,7 +366,7 @@ impl Machine {
             return self.fail_stream(key);
         }
         payee.streams.push(key);
-        if payee.need() {
+        if let Some(cost) = payee.need(cost) {
             self.events.push_back(Event::MoneyNeeded { connection: id, cost });
         }
     }

@@ -1,0 +1,203 @@
+//! The local ledger as a service of a session, and the client that is an [`Escrow`] over it.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tollway_protocol::payment::ledger_messages::{
+    Close, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
+};
+use tollway_protocol::payment::{Address, Amount, ChannelId, Signature, VoucherProtocol};
+
+use super::remote::{
+    CloseWith, DispatchError, FindBalance, FindChannel, Identify, LEDGER_SERVICE, LedgerCall, LedgerInfo, LedgerMethod,
+    SettleWith, dispatch,
+};
+use super::{Escrow, EscrowChannel, EscrowError, EscrowRefusal, LocalLedger, Settlement};
+use crate::conduit::endpoint::Endpoint;
+use crate::connection::Connection;
+use crate::future::BoxFuture;
+use crate::rpc::{BoxReply, CallError, IncomingCall, MethodId, Reply, Service};
+use crate::session::SessionConfig;
+
+/// The version of the ledger's service; part of its method ids.
+const VERSION: u32 = 1;
+/// How long one order may take. It is a lookup and at most two signature checks.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+fn method_id(method: LedgerMethod) -> MethodId {
+    MethodId::of(LEDGER_SERVICE, VERSION, method.name())
+}
+
+/// Serves a [`LocalLedger`] to payers and payees under the name [`LEDGER_SERVICE`].
+///
+/// Whoever runs it holds the deposits.
+#[derive(Debug, Clone)]
+pub struct LedgerService {
+    ledger: LocalLedger,
+}
+
+impl LedgerService {
+    /// Serves this ledger.
+    pub const fn new(ledger: LocalLedger) -> Self {
+        LedgerService { ledger }
+    }
+}
+
+impl Service for LedgerService {
+    fn name(&self) -> &str {
+        LEDGER_SERVICE
+    }
+
+    fn call(&self, call: IncomingCall) -> BoxReply {
+        let method = LedgerMethod::ALL.into_iter().find(|&method| method_id(method) == call.method());
+        let Some(method) = method else { return Reply::unknown_method().boxed() };
+        let ledger = self.ledger.clone();
+        Box::pin(async move {
+            match dispatch(&ledger, method, call.payload()).await {
+                Ok(answer) => Reply::raw(Bytes::from(answer)),
+                Err(DispatchError::Refused(refusal)) => Reply::error(&refusal),
+                Err(error @ DispatchError::Arguments { .. }) => Reply::invalid_payload(&error),
+                Err(DispatchError::Unavailable(error)) => {
+                    tracing::error!(%error, "the ledger failed");
+                    Reply::failed()
+                }
+            }
+        })
+    }
+}
+
+/// A ledger that runs elsewhere. Connects again when the connection was lost; every order may be repeated.
+pub struct LedgerClient {
+    endpoint: Endpoint,
+    info: LedgerInfo,
+    connection: Mutex<Connection>,
+}
+
+impl fmt::Debug for LedgerClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LedgerClient")
+            .field("endpoint", &self.endpoint)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EscrowError {
+    EscrowError::Unavailable(error.into())
+}
+
+async fn open(endpoint: &Endpoint) -> Result<Connection, EscrowError> {
+    let session = crate::client::connect(endpoint, SessionConfig::default()).await.map_err(unavailable)?;
+    session.open(LEDGER_SERVICE).await.map_err(unavailable)
+}
+
+async fn ask<C: LedgerCall>(connection: &Connection, args: &C) -> Result<C::Answer, EscrowError> {
+    let call = connection.call::<C, C::Answer>(method_id(C::METHOD), args);
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error @ CallError::App(_))) => match error.app::<EscrowRefusal>() {
+            Ok(refusal) => Err(EscrowError::Refused(refusal)),
+            Err(error) => Err(unavailable(error)),
+        },
+        Ok(Err(error)) => Err(unavailable(error)),
+        Err(elapsed) => Err(unavailable(elapsed)),
+    }
+}
+
+impl LedgerClient {
+    /// Connects to the ledger at a URL and asks who it is. Whether it is the right one is for the caller to compare.
+    ///
+    /// # Errors
+    /// When there is no ledger at the URL.
+    pub async fn connect(endpoint: &Endpoint) -> Result<Self, EscrowError> {
+        let connection = open(endpoint).await?;
+        let info = ask(&connection, &Identify).await?;
+        if !info.identity().is_consistent() {
+            return Err(unavailable("the ledger's chain id is not that of its address"));
+        }
+        Ok(LedgerClient { endpoint: endpoint.clone(), info, connection: Mutex::new(connection) })
+    }
+
+    /// What the ledger says of itself.
+    pub const fn info(&self) -> LedgerInfo {
+        self.info
+    }
+
+    /// What vouchers and orders name.
+    pub const fn identity(&self) -> LedgerIdentity {
+        self.info.identity()
+    }
+
+    /// What an account holds, in base units.
+    ///
+    /// # Errors
+    /// [`EscrowError::Unavailable`].
+    pub async fn balance(&self, holder: Address, token: Address) -> Result<Amount, EscrowError> {
+        self.call(FindBalance { holder, token }).await
+    }
+
+    /// Calls, on a new connection if the last one has ended. The same ledger must answer there.
+    async fn call<C: LedgerCall + Sync>(&self, args: C) -> Result<C::Answer, EscrowError> {
+        let connection = {
+            let mut current = self.connection.lock().await;
+            if current.end().is_some() {
+                let next = open(&self.endpoint).await?;
+                let info = ask(&next, &Identify).await?;
+                if info.identity() != self.identity() {
+                    return Err(unavailable("another ledger answers at this URL now"));
+                }
+                *current = next;
+            }
+            current.clone()
+        };
+        ask(&connection, &args).await
+    }
+}
+
+impl Escrow for LedgerClient {
+    fn chain_id(&self) -> u64 {
+        self.info.chain_id
+    }
+
+    fn address(&self) -> Address {
+        self.info.escrow
+    }
+
+    fn protocol(&self) -> VoucherProtocol {
+        VoucherProtocol::V1
+    }
+
+    fn channel(&self, id: ChannelId) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
+        Box::pin(self.call(FindChannel { id }))
+    }
+
+    fn open(&self, order: Signed<OpenChannel>) -> BoxFuture<'_, Result<EscrowChannel, EscrowError>> {
+        Box::pin(self.call(order))
+    }
+
+    fn top_up(&self, order: Signed<TopUp>) -> BoxFuture<'_, Result<EscrowChannel, EscrowError>> {
+        Box::pin(self.call(order))
+    }
+
+    fn settle(&self, order: Signed<Settle>, voucher: Signature) -> BoxFuture<'_, Result<Settlement, EscrowError>> {
+        Box::pin(self.call(SettleWith { order, voucher }))
+    }
+
+    fn close(
+        &self,
+        order: Signed<Close>,
+        voucher: Option<Signature>,
+    ) -> BoxFuture<'_, Result<Settlement, EscrowError>> {
+        Box::pin(self.call(CloseWith { order, voucher }))
+    }
+
+    fn request_close(&self, order: Signed<RequestClose>) -> BoxFuture<'_, Result<EscrowChannel, EscrowError>> {
+        Box::pin(self.call(order))
+    }
+
+    fn withdraw(&self, order: Signed<Withdraw>) -> BoxFuture<'_, Result<Settlement, EscrowError>> {
+        Box::pin(self.call(order))
+    }
+}

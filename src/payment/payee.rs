@@ -1,0 +1,489 @@
+//! The payee's side: terms, and the opening of paid connections.
+//!
+//! A credential is checked cheap first: challenge, descriptor, possession, store, escrow. Each check runs in the
+//! connection's own task, never in the session's; how many run at once is bounded.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tollway_protocol::error::{Reason, code};
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::channel::{ChannelParams, ChannelPolicy, Disputed, OpenError, StaleEpoch};
+use tollway_protocol::payment::{
+    Address, Amount, Binding, ChallengeError, ChallengeKey, ChannelDescriptor, ChannelId, Credential, CredentialError,
+    Hash, MethodPrice, PaymentChannel, Place, Quote, SecretKey, SignedTerms, Terms, TermsError, UsedNonces, Verifier,
+};
+use tollway_protocol::session::PriceTable;
+
+use super::mailbox::Mailbox;
+use super::payee_task::PayeeTask;
+use crate::escrow::{Escrow, EscrowError};
+use crate::shared::{ConnectionCell, Shared};
+use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
+
+/// A challenge must be answered within this time: an open follows its quote at once, or after a look by a person.
+const CHALLENGE_AGE: Duration = Duration::from_secs(300);
+/// Used challenges that are remembered. One is used for each paid open: 100 a second over their whole age.
+const MAX_USED_CHALLENGES: usize = 32_768;
+/// Credentials that are verified at once in this process. Each costs some 0.2 ms of one core and one look at the escrow.
+const MAX_VERIFYING: usize = 64;
+/// How long the escrow is given for a look.
+const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection that is superseded is given to hand its channel over.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a fast local stream for which a lease and the in-flight cap have room by default.
+const DEFAULT_LEASE_BYTES: u64 = 16 << 20;
+
+/// What a payee sells, and on which terms. All amounts are base units.
+#[derive(Clone)]
+pub struct PayeeConfig {
+    /// The payee's key: it signs terms, receipts and the orders to the escrow.
+    pub key: Arc<SecretKey>,
+    /// Where deposits lie.
+    pub escrow: Arc<dyn Escrow>,
+    /// Where channels are kept.
+    pub store: Arc<dyn ChannelStore>,
+    /// The service that is sold.
+    pub service: String,
+    /// The price list; a method that is not in it is free.
+    pub prices: Vec<MethodPrice>,
+    /// The token that amounts are in.
+    pub token: Address,
+    /// The smallest deposit that opens a channel.
+    pub minimum_deposit: Amount,
+    /// The deposit that is suggested.
+    pub suggested_deposit: Amount,
+    /// By how much a voucher must exceed the one before.
+    pub minimum_delta: Amount,
+    /// How long a voucher that is needed is waited for.
+    pub patience: Duration,
+    /// The most that may be lost in flight when the transport breaks.
+    pub in_flight_cap: Amount,
+    /// Spending that is made durable ahead of use.
+    pub lease: Amount,
+    /// Where payers reach the local ledger.
+    pub ledger_url: Option<String>,
+    /// How long after a connection was lost its channel is settled without the payer.
+    pub abandon_after: Duration,
+}
+
+impl fmt::Debug for PayeeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PayeeConfig")
+            .field("payee", &self.key.address())
+            .field("service", &self.service)
+            .field("prices", &self.prices)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PayeeConfig {
+    /// Terms with defaults that follow from the prices.
+    ///
+    /// A lease pays for 16 MiB or 64 of the dearest unit; the in-flight cap has room for twice the lease and the windows
+    /// that fit beside it; a voucher's step is a sixteenth of the dearest unit; the suggested deposit pays for 1 TiB, so
+    /// that the payer's budget decides.
+    pub fn new(
+        key: SecretKey,
+        escrow: Arc<dyn Escrow>,
+        store: Arc<dyn ChannelStore>,
+        service: &str,
+        prices: Vec<MethodPrice>,
+    ) -> Self {
+        let unit = prices.iter().filter_map(MethodPrice::dearest_unit).max().unwrap_or(Amount::ZERO);
+        let bytes = |count| {
+            let costs = prices.iter().filter_map(|method| method.price.bytes_out?.cost(count));
+            costs.max().unwrap_or(Amount::ZERO)
+        };
+        let times = |amount: Amount, factor: u128| amount.checked_mul(factor).unwrap_or(Amount::MAX);
+        let lease = bytes(DEFAULT_LEASE_BYTES).max(times(unit, 64)).max(Amount::new(1));
+        let minimum_delta = Amount::new((unit.units() / 16).max(1));
+        let minimum_deposit = unit.saturating_add(minimum_delta);
+        let suggested = bytes(1 << 40).max(times(unit, 1 << 20)).max(minimum_deposit);
+        PayeeConfig {
+            key: Arc::new(key),
+            service: service.to_owned(),
+            token: Address::ZERO,
+            minimum_deposit,
+            suggested_deposit: suggested.min(escrow.protocol().max_amount()),
+            minimum_delta,
+            patience: Duration::from_secs(60),
+            in_flight_cap: times(lease, 4),
+            lease,
+            ledger_url: None,
+            abandon_after: Duration::from_secs(60),
+            escrow,
+            store,
+            prices,
+        }
+    }
+
+    fn terms(&self) -> Result<Terms, PayeeError> {
+        let priced_in = |method: &MethodPrice| method.price.bytes_in.is_some_and(|rate| !rate.amount.is_zero());
+        if self.prices.iter().any(priced_in) {
+            return Err(PayeeError::Unsupported("a price for the bytes that the payer sends"));
+        }
+        let terms = Terms {
+            payee: self.key.address(),
+            escrow: self.escrow.address(),
+            token: self.token,
+            chain_id: self.escrow.chain_id(),
+            protocol: self.escrow.protocol(),
+            service: self.service.clone(),
+            methods: self.prices.clone(),
+            minimum_deposit: self.minimum_deposit,
+            suggested_deposit: self.suggested_deposit,
+            minimum_delta: self.minimum_delta,
+            patience_ms: u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX),
+            in_flight_cap: self.in_flight_cap,
+            lease: self.lease,
+            binding: Binding::None,
+            ledger_url: self.ledger_url.clone(),
+        };
+        let unit = terms.dearest_unit().unwrap_or(Amount::MAX);
+        if self.lease < unit {
+            return Err(PayeeError::LeaseBelowUnit { lease: self.lease, unit });
+        }
+        Ok(terms)
+    }
+}
+
+/// A configuration on which nothing can be sold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayeeError {
+    /// The terms contradict themselves.
+    #[error(transparent)]
+    Terms(#[from] TermsError),
+    /// One unit would never fit a lease.
+    #[error("the lease of {lease} base units is below the dearest unit of {unit}")]
+    LeaseBelowUnit {
+        /// The lease in base units.
+        lease: Amount,
+        /// The dearest unit in base units.
+        unit: Amount,
+    },
+    /// Something that is not metered.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// The system has no randomness for challenges.
+    #[error("the system gives no randomness: {0}")]
+    NoRandomness(String),
+}
+
+/// Sells a service: quotes its terms, checks credentials, and runs the payment channel of each paid connection.
+pub struct Payee {
+    pub(super) config: PayeeConfig,
+    pub(super) terms: Terms,
+    signed: SignedTerms,
+    terms_hash: Hash,
+    pub(super) prices: Arc<PriceTable>,
+    challenge_key: ChallengeKey,
+    used: Mutex<UsedNonces>,
+    verifying: Semaphore,
+    owners: Mutex<HashMap<ChannelId, Owner>>,
+    /// How many channels are being run or await their settlement.
+    running: watch::Sender<usize>,
+    /// Settle what was abandoned now.
+    pub(super) hurry: watch::Sender<bool>,
+}
+
+/// The connection that owns a channel now.
+#[derive(Clone)]
+struct Owner {
+    shared: Arc<Shared>,
+    connection: ConnectionId,
+    /// Set when a newer epoch takes the channel over: the owner must not settle it.
+    superseded: Arc<watch::Sender<bool>>,
+    /// Closed when the owner has let go.
+    gone: watch::Receiver<()>,
+}
+
+impl fmt::Debug for Payee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Payee").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A credential that opens nothing.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error(transparent)]
+    Challenge(#[from] ChallengeError),
+    #[error("the channel is not one of these terms: its {0} differs")]
+    OtherTerms(&'static str),
+    #[error("the escrow knows no channel {0}")]
+    NotDeposited(ChannelId),
+    #[error("the channel has ended, or its payer withdraws")]
+    Ending,
+    #[error("the deposit of {deposit} base units is below the minimum of {minimum}")]
+    DepositTooSmall { deposit: Amount, minimum: Amount },
+    #[error("the channel is owned by epoch {}", .0.current)]
+    StaleEpoch(StaleEpoch),
+    #[error("the counts differ by more than the in-flight cap: {0}")]
+    Disputed(#[from] Disputed),
+    #[error("the channel's record is broken: {0}")]
+    Record(#[from] OpenError),
+    #[error(transparent)]
+    Escrow(#[from] EscrowError),
+    #[error("the escrow did not answer in time")]
+    EscrowTimeout,
+    #[error("the connection that owns the channel did not let go in time")]
+    Handover,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+impl Refusal {
+    /// What the payer is told. A failure on this side is named as such and not described.
+    fn reason(&self) -> (Reason, Metadata) {
+        match self {
+            Refusal::StaleEpoch(stale) => {
+                let metadata = Metadata::new().with("epoch", stale.current.to_string());
+                (Reason::new(code::STALE_EPOCH, self.to_string()), metadata)
+            }
+            Refusal::Store(_) | Refusal::Apply(_) | Refusal::Record(_) => {
+                tracing::error!(error = %self, "a paid open failed on this side");
+                (Reason::new(code::INTERNAL, "the payee's store failed"), Metadata::new())
+            }
+            _ => (Reason::new(code::PAYMENT_REFUSED, self.to_string()), Metadata::new()),
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Payee {
+    /// A payee that sells on these terms; they are signed once, here.
+    ///
+    /// # Errors
+    /// When the terms make no sense.
+    pub fn new(config: PayeeConfig) -> Result<Arc<Payee>, PayeeError> {
+        let terms = config.terms()?;
+        let signed = SignedTerms::sign(&terms, &config.key)?;
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(|error| PayeeError::NoRandomness(error.to_string()))?;
+        Ok(Arc::new(Payee {
+            terms_hash: signed.hash(),
+            prices: Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect()),
+            terms,
+            signed,
+            config,
+            challenge_key: ChallengeKey::new(key),
+            used: Mutex::new(UsedNonces::new(MAX_USED_CHALLENGES)),
+            verifying: Semaphore::new(MAX_VERIFYING),
+            owners: Mutex::new(HashMap::new()),
+            running: watch::Sender::new(0),
+            hurry: watch::Sender::new(false),
+        }))
+    }
+
+    /// Who is paid.
+    pub fn address(&self) -> Address {
+        self.terms.payee
+    }
+
+    /// The terms.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Settles channels whose payer has gone now, and waits until no channel is run any more: for a server that ends.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the settlements going on.
+    pub async fn idle(&self) {
+        self.hurry.send_replace(true);
+        let mut running = self.running.subscribe();
+        // The sender lives in `self`.
+        let _never_closed = running.wait_for(|&count| count == 0).await;
+    }
+
+    fn quote(&self) -> Result<Bytes, Refusal> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|_| ChallengeError::Full { capacity: 0 })?;
+        let challenge = self.challenge_key.issue(now_ms(), nonce, self.terms_hash);
+        Ok(Bytes::from(Quote { terms: self.signed.clone(), challenge }.encode()))
+    }
+
+    /// Checks a credential, cheap first. Nothing about the channel is looked up before possession is proved.
+    async fn check(&self, service: &str, credential: &[u8]) -> Result<(Credential, ChannelId, Verifier), Refusal> {
+        let credential = Credential::decode(credential)?;
+        let max_age = u64::try_from(CHALLENGE_AGE.as_millis()).unwrap_or(u64::MAX);
+        self.challenge_key.verify(&credential.challenge, &self.terms_hash, now_ms(), max_age)?;
+        if self.used.lock().contains(&credential.challenge) {
+            return Err(ChallengeError::Used.into());
+        }
+        self.check_descriptor(&credential.descriptor)?;
+        let verifier = Verifier::new(credential.descriptor.signer());
+        let place = Place { service, exporter: Hash::ZERO };
+        let id = credential.verify_possession(place, &verifier)?;
+        self.used.lock().insert(&credential.challenge, now_ms(), max_age)?;
+        Ok((credential, id, verifier))
+    }
+
+    fn check_descriptor(&self, descriptor: &ChannelDescriptor) -> Result<(), Refusal> {
+        let terms = &self.terms;
+        let same = [
+            ("payee", descriptor.payee == terms.payee),
+            ("token", descriptor.token == terms.token),
+            ("escrow", descriptor.escrow == terms.escrow),
+            ("chain", descriptor.chain_id == terms.chain_id),
+            ("voucher protocol", descriptor.protocol == terms.protocol),
+        ];
+        match same.into_iter().find(|(_, same)| !same) {
+            Some((what, _)) => Err(Refusal::OtherTerms(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// The channel, as the escrow and the store have it, owned by this credential's epoch.
+    async fn take_over(&self, credential: &Credential, id: ChannelId) -> Result<PaymentChannel, Refusal> {
+        let look = tokio::time::timeout(ESCROW_TIMEOUT, self.config.escrow.channel(id));
+        let held = look.await.map_err(|_| Refusal::EscrowTimeout)??.ok_or(Refusal::NotDeposited(id))?;
+        if held.finalized || held.close_requested_at_ms.is_some() {
+            return Err(Refusal::Ending);
+        }
+        let (deposit, minimum) = (held.deposit, self.config.minimum_deposit);
+        if deposit < minimum {
+            return Err(Refusal::DepositTooSmall { deposit, minimum });
+        }
+        let policy = ChannelPolicy { minimum_delta: self.config.minimum_delta, lease: self.config.lease };
+        let store = &*self.config.store;
+        let mut channel = match store.load(id).await? {
+            Some(record) => PaymentChannel::restore(record.snapshot, policy)?,
+            None => {
+                let params = ChannelParams::new(&credential.descriptor, deposit, held.settled, policy);
+                let channel = PaymentChannel::open(params)?;
+                let record = ChannelRecord::new(credential.descriptor.clone(), channel.snapshot());
+                store.update(id, None, record).await?;
+                channel
+            }
+        };
+        // Compared by the store, too: of two opens at once, one has the channel.
+        let owned = channel.take_ownership(credential.epoch).map_err(Refusal::StaleEpoch)?;
+        store::apply(store, &owned).await?;
+        if let Some(update) = channel.set_deposit(deposit) {
+            store::apply(store, &update).await?;
+        }
+        let (_lost, update) = channel.resume(credential.received, self.config.in_flight_cap)?;
+        if let Some(update) = update {
+            store::apply(store, &update).await?;
+        }
+        Ok(channel)
+    }
+
+    /// Makes the connection that owns the channel let go of it.
+    async fn supersede(&self, id: ChannelId, epoch: u64) -> Result<(), Refusal> {
+        let Some(mut owner) = self.owners.lock().get(&id).cloned() else { return Ok(()) };
+        // Only a greater epoch takes a channel over; a stale one must not disturb its owner.
+        let current = self.config.store.load(id).await?.map_or(0, |record| record.snapshot.epoch);
+        if epoch <= current {
+            return Err(Refusal::StaleEpoch(StaleEpoch { current }));
+        }
+        owner.superseded.send_replace(true);
+        let reason = Reason::new(code::PAYMENT_ENDED, "the channel was taken over by a newer connection");
+        owner.shared.close_connection(owner.connection, reason);
+        let let_go = async { while owner.gone.changed().await.is_ok() {} };
+        tokio::time::timeout(HANDOVER_TIMEOUT, let_go).await.map_err(|_| Refusal::Handover)
+    }
+}
+
+/// A request for a paid connection, to be answered in a task of its own.
+pub(crate) struct OpenRequest {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) payee: Arc<Payee>,
+    pub(crate) cell: Arc<ConnectionCell>,
+    pub(crate) connection: ConnectionId,
+    pub(crate) service: String,
+    pub(crate) credential: Bytes,
+    pub(crate) limits: ConnectionLimits,
+}
+
+impl OpenRequest {
+    /// Rejects with a quote or a reason, or accepts and runs the channel to its end.
+    pub(crate) async fn answer(self) {
+        if self.credential.is_empty() {
+            let reason = Reason::new(code::PAYMENT_REQUIRED, "the service must be paid for");
+            match self.payee.quote() {
+                Ok(terms) => self.shared.reject(self.connection, reason, Metadata::new(), terms),
+                Err(refusal) => self.refuse(&refusal),
+            }
+            return;
+        }
+        match self.open().await {
+            Ok((task, _running)) => task.run().await,
+            Err(refusal) => self.refuse(&refusal),
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal) {
+        let (reason, metadata) = refusal.reason();
+        tracing::info!(connection = %self.connection, %reason, "refused a paid open");
+        self.shared.reject(self.connection, reason, metadata, Bytes::new());
+    }
+
+    async fn open(&self) -> Result<(PayeeTask, Running), Refusal> {
+        let payee = &self.payee;
+        // Closed never: the semaphore lives as long as the payee.
+        let _permit = payee.verifying.acquire().await;
+        let (credential, id, verifier) = payee.check(&self.service, &self.credential).await?;
+        payee.supersede(id, credential.epoch).await?;
+        let channel = payee.take_over(&credential, id).await?;
+        let (let_go, gone) = watch::channel(());
+        let superseded = Arc::new(watch::Sender::new(false));
+        let owner =
+            Owner { shared: self.shared.clone(), connection: self.connection, superseded: superseded.clone(), gone };
+        payee.owners.lock().insert(id, owner);
+        payee.running.send_modify(|count| *count += 1);
+        let running = Running { payee: payee.clone(), channel: id, superseded: superseded.clone(), _let_go: let_go };
+        let mailbox = Arc::new(Mailbox::default());
+        let mut task = PayeeTask::new(
+            (self.shared.clone(), self.connection, self.cell.clone()),
+            payee.clone(),
+            channel,
+            (credential.descriptor, verifier),
+            mailbox,
+            superseded,
+        );
+        if let Some(voucher) = credential.voucher {
+            task.accept_first(voucher).await?;
+        }
+        task.accept(self.limits);
+        Ok((task, running))
+    }
+}
+
+/// Counts a channel that is run, and lets go of it when dropped, however its task ends.
+struct Running {
+    payee: Arc<Payee>,
+    channel: ChannelId,
+    superseded: Arc<watch::Sender<bool>>,
+    _let_go: watch::Sender<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut owners = self.payee.owners.lock();
+        // A newer owner may stand there already.
+        if owners.get(&self.channel).is_some_and(|owner| Arc::ptr_eq(&owner.superseded, &self.superseded)) {
+            owners.remove(&self.channel);
+        }
+        drop(owners);
+        self.payee.running.send_modify(|count| *count -= 1);
+    }
+}
