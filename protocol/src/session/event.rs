@@ -90,6 +90,16 @@ pub enum Event {
     },
     /// The peer calls.
     CallRequested(IncomingCall),
+    /// Payee: the streams of a call that waits for its price. Items for them may come before its
+    /// [`Event::CallRequested`], which has them again; if it is cancelled before, each has an [`Event::StreamFailed`].
+    StreamsAnnounced {
+        /// The connection.
+        connection: ConnectionId,
+        /// The call.
+        call: CallKey,
+        /// Its streams.
+        slots: Vec<InboundSlot>,
+    },
     /// The peer has lost interest in its call. It must still be answered.
     CallCancelled {
         /// The call.
@@ -143,7 +153,8 @@ pub enum Event {
         /// Items that the receiver has consumed.
         consumed: u64,
     },
-    /// A stream of either direction ended with its connection.
+    /// A stream of either direction ended with its connection, or with a call that was cancelled before its price was
+    /// paid. What still comes for it is dropped.
     StreamFailed {
         /// The stream.
         stream: StreamKey,

@@ -173,10 +173,16 @@ impl Payee {
         !core::mem::replace(&mut self.needed_said, true)
     }
 
-    /// Raises the lease; it never goes down. Clears what was said.
+    /// Raises the lease; it never goes down.
     pub(super) fn raise(&mut self, leased: Amount) {
         self.leased = self.leased.max(leased);
-        (self.low_said, self.needed_said) = (false, false);
+        self.low_said = false;
+    }
+
+    /// Hands over all that waits. Nothing is blocked then.
+    pub(super) fn take_waiting(&mut self) -> (VecDeque<IncomingCall>, VecDeque<Body>, Vec<Source>) {
+        self.needed_said = false;
+        (core::mem::take(&mut self.calls), core::mem::take(&mut self.responses), core::mem::take(&mut self.streams))
     }
 }
 

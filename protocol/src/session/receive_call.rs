@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::connection::{Call, CallState};
 use super::money::Money;
+use super::outbox::BodyKind;
 use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
 use crate::error::Violation;
 use crate::frame::Lane;
@@ -56,7 +57,7 @@ impl Machine {
             connection.active().served.insert(request.call, call);
         }
         let slots = self.register_slots(call, &request.slots)?;
-        self.deliver_call(IncomingCall {
+        let incoming = IncomingCall {
             connection: id,
             call,
             method: request.method,
@@ -64,13 +65,14 @@ impl Machine {
             metadata: request.metadata,
             payload,
             slots,
-        });
+        };
+        self.deliver_call(incoming, true);
         Ok(())
     }
 
     /// Hands a call to the application, or sets it aside until its price is covered: no handler starts that nobody
     /// pays for. `[pay.call.hold]`
-    pub(super) fn deliver_call(&mut self, incoming: IncomingCall) {
+    pub(super) fn deliver_call(&mut self, incoming: IncomingCall, is_new: bool) {
         let connection = incoming.connection;
         let price = self.calls.get(incoming.call).and_then(|call| call.price);
         let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
@@ -78,6 +80,11 @@ impl Machine {
             let cost = payee.prices.price(price).call;
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {
+                    if is_new && !incoming.slots.is_empty() {
+                        // Its items may come before it does.
+                        let (call, slots) = (incoming.call, incoming.slots.clone());
+                        self.events.push_back(Event::StreamsAnnounced { connection, call, slots });
+                    }
                     payee.calls.push_back(incoming);
                     if payee.need() {
                         self.events.push_back(Event::MoneyNeeded { connection, cost });
@@ -167,20 +174,39 @@ impl Machine {
             && let Some(at) = payee.calls.iter().position(|waiting| waiting.call == call)
         {
             // No handler has seen it, so nothing is charged.
-            payee.calls.remove(at);
+            let bytes = payee.calls.remove(at).map_or(0, |waiting| waiting.payload.len());
+            self.consume_body(cancel.connection, bytes);
             self.answer_unstarted(call, cancel.connection);
+            self.resume_paid(cancel.connection);
             return Ok(());
         }
+        self.cancel_unpaid_response(call, cancel.connection);
         self.events.push_back(Event::CallCancelled { call });
         Ok(())
     }
 
-    /// Answers a cancelled call that was never delivered. Its streams are unknown to the application, so they end here.
+    /// An answer that waits for money which the caller no longer wants to pay gives way to one that costs no more than
+    /// what was held for the call.
+    fn cancel_unpaid_response(&mut self, call: CallKey, connection: ConnectionId) {
+        let Some(live) = self.connections.get_mut(&connection) else { return };
+        let Some(Money::Payee(payee)) = live.money.as_deref_mut() else { return };
+        let Some(waiting) = payee.responses.iter_mut().find(|waiting| waiting.call == call) else { return };
+        waiting.kind = BodyKind::Response { status: Status::Cancelled };
+        waiting.payload = Bytes::new();
+        for stream in core::mem::take(&mut waiting.slots) {
+            self.remove_stream(stream);
+            self.events.push_back(Event::StreamFailed { stream });
+        }
+        self.resume_paid(connection);
+    }
+
+    /// Answers a cancelled call that was never delivered. Its streams are unknown to the handler, so they end here.
     fn answer_unstarted(&mut self, call: CallKey, connection: ConnectionId) {
         let streams = self.streams_of(call, connection);
         self.push_response(call, Status::Cancelled, Metadata::new(), Bytes::new(), Vec::new());
         for stream in streams {
-            self.end_unseen_stream(stream);
+            self.discard_stream(stream);
+            self.events.push_back(Event::StreamFailed { stream });
         }
     }
 }

@@ -200,8 +200,8 @@ impl SendStream {
         self.schedule()
     }
 
-    /// Gives the stream up: what is in the outbox is dropped. The second value has the streams of slots that will never
-    /// be announced.
+    /// Gives the stream up: what is in the outbox is dropped. The session must always be told: it may have set the stream
+    /// aside for money. The second value has the streams of slots that will never be announced.
     #[must_use]
     pub fn reset(&mut self, code: u32) -> (bool, Vec<StreamKey>) {
         if matches!(self.finish, Finish::Finished | Finish::Resetting(_)) {
@@ -211,7 +211,8 @@ impl SendStream {
         self.buffered = 0;
         self.open_run = OpenRun::default();
         let dropped = self.queue.drain(..).flat_map(|queued| queued.slots).collect();
-        (self.schedule(), dropped)
+        self.scheduled = true;
+        (true, dropped)
     }
 
     /// Takes in the receiver's Credit.
@@ -377,7 +378,7 @@ mod tests {
         let mut stream = SendStream::new(10_000);
         _ = stream.push(b"a");
         _ = stream.push_framed(Bytes::from_static(&[1, 9]), vec![key]);
-        assert_eq!(stream.reset(7), (false, vec![key]), "it is scheduled already");
+        assert_eq!(stream.reset(7), (true, vec![key]), "the session may have set it aside");
         assert_eq!(stream.buffered(), 0);
         assert!(matches!(stream.take(1000, |_, _| true), Taken::Reset(7)));
         assert!(matches!(stream.take(1000, |_, _| true), Taken::Empty));
