@@ -126,11 +126,25 @@ impl Serialize for Amount {
     }
 }
 
+/// Takes text however the format holds it: borrowed, escaped or read from a stream. A number is refused.
+struct TextVisitor;
+
+impl de::Visitor<'_> for TextVisitor {
+    type Value = Amount;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an amount as a string of decimal digits")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Amount, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            let text = <&str>::deserialize(deserializer)?;
-            text.parse().map_err(de::Error::custom)
+            deserializer.deserialize_str(TextVisitor)
         } else {
             u128::deserialize(deserializer).map(Amount)
         }

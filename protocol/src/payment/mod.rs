@@ -2,8 +2,40 @@
 
 mod amount;
 mod bytes;
+mod challenge;
+mod credential;
+mod descriptor;
+pub mod eip712;
+mod key;
+pub mod ledger_messages;
 mod metering;
+mod receipt;
+mod record;
+mod signature;
+mod signed;
+mod terms;
+mod voucher;
 
 pub use amount::{Amount, ParseAmountError};
 pub use bytes::{Address, ChannelId, Hash, Hex, ParseHexError, parse_hex};
+pub use challenge::{Challenge, ChallengeError, ChallengeKey, UsedNonces};
+pub use credential::{Credential, CredentialDraft, CredentialError, MAX_CREDENTIAL_BYTES, Place, SignedAmount};
+pub use descriptor::{ChannelDescriptor, DescriptorError};
+pub use key::{SecretKey, SecretKeyError};
+pub use ledger_messages::LedgerIdentity;
 pub use metering::{CallMeter, ParseRateError, Price, Rate, Usage};
+pub use receipt::{MAX_RECEIPT_BYTES, Receipt, ReceiptError, ReceiptStatus, SignedReceipt};
+pub use record::{RecordError, VoucherRecord, VoucherVerdict, check_record};
+pub use signature::{ParseSignatureError, Signature, SignatureError, Verifier};
+pub use signed::CodecError;
+pub use terms::{
+    Binding, Inconsistency, MAX_LEDGER_URL_BYTES, MAX_NAME_BYTES, MAX_TERMS_BYTES, MethodPrice, SignedTerms, Terms,
+    TermsError,
+};
+pub use voucher::{
+    CloseAuthorization, ParseVoucherProtocolError, Voucher, VoucherDomain, VoucherError, VoucherProtocol,
+};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+mod tests;

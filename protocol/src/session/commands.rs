@@ -361,13 +361,18 @@ impl Machine {
         }
     }
 
-    /// Creates the streams of slots of an item of a stream of the same call.
+    /// Creates the streams of slots of an item of a stream of the same call; returns their connection, too.
     ///
     /// # Errors
     /// When the stream has ended, or the peer's limit on open streams is exceeded.
-    pub fn create_item_streams(&mut self, of: StreamKey, flows: &[Flow]) -> Result<Vec<StreamKey>, CommandError> {
-        let call = self.streams.get(of).ok_or(CommandError::NoCall)?.call;
-        self.create_streams(call, flows)
+    pub fn create_item_streams(
+        &mut self,
+        of: StreamKey,
+        flows: &[Flow],
+    ) -> Result<(ConnectionId, Vec<StreamKey>), CommandError> {
+        let entry = self.streams.get(of).ok_or(CommandError::NoCall)?;
+        let (connection, call) = (entry.connection, entry.call);
+        Ok((connection, self.create_streams(call, flows)?))
     }
 
     fn create_streams(&mut self, call: CallKey, flows: &[Flow]) -> Result<Vec<StreamKey>, CommandError> {

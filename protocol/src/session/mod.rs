@@ -268,6 +268,36 @@ impl Machine {
         self.streams.len()
     }
 
+    /// Whether an event waits.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The connection of a stream that has not ended.
+    pub fn stream_connection(&self, stream: StreamKey) -> Option<ConnectionId> {
+        self.streams.get(stream).map(|entry| entry.connection)
+    }
+
+    /// Whether requests and responses of about less than `bytes` in all wait to be sent, and nothing else: then a
+    /// driver does well to let other tasks add theirs before it writes.
+    pub fn has_only_small_bodies(&self, bytes: usize) -> bool {
+        self.outbox.has_only_bodies() && {
+            let waiting = self.outbox.ring.iter().map_while(|id| self.connections.get(id)?.active.as_deref());
+            let mut sum = 0usize;
+            for active in waiting {
+                if active.ready.iter().any(|source| matches!(source, outbox::Source::Stream(_))) {
+                    return false;
+                }
+                for queue in [&active.requests, &active.responses] {
+                    // The first body stands for its neighbours: this is asked before each write.
+                    let each = queue.front().map_or(0, |body| body.payload.len().saturating_add(32));
+                    sum = sum.saturating_add(each.saturating_mul(queue.len()));
+                }
+            }
+            sum < bytes
+        }
+    }
+
     fn lane(&self, connection: ConnectionId) -> Lane {
         match self.config.lanes {
             LaneMode::One => Lane(0),

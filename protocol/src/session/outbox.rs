@@ -84,6 +84,11 @@ impl Outbox {
         }
     }
 
+    /// Whether connections have data, and nothing goes before it.
+    pub(super) fn has_only_bodies(&self) -> bool {
+        !self.ring.is_empty() && self.control.is_empty() && self.payment.is_empty() && self.credits.is_empty()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Outbox::default();
     }

@@ -103,6 +103,11 @@ impl RecvStream {
         !self.inbox.is_empty()
     }
 
+    /// Whether the receiver wants no more.
+    pub const fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// How the stream ended, once its items were all taken.
     pub fn ending(&self) -> Option<Ending> {
         self.ending.filter(|_| self.inbox.is_empty())

@@ -1,0 +1,223 @@
+//! Pairs of conduits to run one suite on, and what the tests need to drive them.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tollway::conduit::framed::Framed;
+use tollway::conduit::memory::{self, MemoryConduit, ReorderingConduit};
+use tollway::conduit::tcp::{TcpConduit, TcpListener};
+use tollway::conduit::{Conduit, ConduitError, FrameReader, FrameWriter, Lane, Lanes, PeerInfo, Received, Transmit};
+
+pub(crate) type Frames = Vec<(Lane, Bytes)>;
+
+/// A way to make two connected conduits.
+pub(crate) trait Pairs {
+    type Conduit: Conduit;
+    /// Bytes that no buffer below the conduit can hold, to see back-pressure with.
+    const BULK: usize;
+    /// Two ends with about `capacity` bytes between them, where the kind of conduit lets one choose.
+    fn pair(capacity: usize) -> impl Future<Output = (Self::Conduit, Self::Conduit)>;
+}
+
+pub(crate) struct Tcp;
+
+impl Pairs for Tcp {
+    type Conduit = TcpConduit;
+    const BULK: usize = 48 << 20;
+
+    async fn pair(_: usize) -> (TcpConduit, TcpConduit) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, dialed) = tokio::join!(listener.accept(), TcpConduit::connect(address));
+        (dialed.unwrap(), accepted)
+    }
+}
+
+pub(crate) struct Memory;
+
+impl Pairs for Memory {
+    type Conduit = MemoryConduit;
+    const BULK: usize = 4 << 20;
+
+    async fn pair(capacity: usize) -> (MemoryConduit, MemoryConduit) {
+        memory::pair(capacity)
+    }
+}
+
+pub(crate) struct Reordering;
+
+impl Pairs for Reordering {
+    type Conduit = ReorderingConduit;
+    const BULK: usize = 4 << 20;
+
+    async fn pair(capacity: usize) -> (ReorderingConduit, ReorderingConduit) {
+        memory::reordering(0xC0FFEE, capacity)
+    }
+}
+
+/// A byte pipe that gives one byte with each second poll, and takes at most three with each write.
+pub(crate) struct Trickle;
+
+impl Pairs for Trickle {
+    type Conduit = Framed<Reluctant, Reluctant>;
+    const BULK: usize = 256 << 10;
+
+    async fn pair(capacity: usize) -> (Self::Conduit, Self::Conduit) {
+        let (left_writer, right_reader) = tokio::io::duplex(capacity);
+        let (right_writer, left_reader) = tokio::io::duplex(capacity);
+        let end = |reader, writer| {
+            Framed::new(Reluctant::new(reader), Reluctant::new(writer), PeerInfo::new("trickle", "test"))
+        };
+        (end(left_reader, left_writer), end(right_reader, right_writer))
+    }
+}
+
+pub(crate) struct Reluctant {
+    io: DuplexStream,
+    rested: bool,
+}
+
+impl Reluctant {
+    pub(crate) fn new(io: DuplexStream) -> Self {
+        Self { io, rested: false }
+    }
+}
+
+impl AsyncRead for Reluctant {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.rested = !self.rested;
+        if self.rested {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut byte = [0];
+        let mut one = ReadBuf::new(&mut byte);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut one))?;
+        buf.put_slice(one.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Reluctant {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let end = buf.len().min(3);
+        Pin::new(&mut self.io).poll_write(cx, &buf[..end])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write(cx, bufs.iter().find(|slice| !slice.is_empty()).map_or(&[], |slice| &**slice))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Fails a test that hangs. Nothing waits for this time otherwise.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("the test hangs")
+}
+
+/// A frame whose head is `head` and whose payload are `size` bytes that follow from it.
+pub(crate) fn frame(lane: u64, head: u32, size: usize) -> Transmit {
+    let payload: Vec<u8> = (0..size).map(|byte| (byte as u32 ^ head) as u8).collect();
+    Transmit { lane: Lane(lane), head: head.to_le_bytes().into_iter().collect(), payload: payload.into() }
+}
+
+/// What arrives for `frame`.
+pub(crate) fn body(frame: &Transmit) -> Bytes {
+    [&frame.head, &*frame.payload].concat().into()
+}
+
+/// Receives until the end or an error.
+pub(crate) async fn receive_all(reader: &mut impl FrameReader) -> (Frames, Result<(), ConduitError>) {
+    let mut frames = Frames::new();
+    loop {
+        // A new future for each poll: whatever state it held would be lost.
+        let received = poll_fn(|cx| pin!(reader.recv(&mut frames)).poll(cx)).await;
+        match received {
+            Ok(Received::End) => return (frames, Ok(())),
+            Ok(_) => {}
+            Err(error) => return (frames, Err(error)),
+        }
+    }
+}
+
+/// Receives until at least one frame, the end or an error is there; the end is an error here.
+pub(crate) async fn receive_some(reader: &mut impl FrameReader, frames: &mut Frames) -> Result<(), ConduitError> {
+    loop {
+        match reader.recv(frames).await? {
+            Received::Frames => return Ok(()),
+            Received::Progress => {}
+            Received::End => return Err(ConduitError::Closed),
+        }
+    }
+}
+
+/// Polls once, without a task to wake.
+pub(crate) async fn poll_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    poll_fn(|cx| Poll::Ready(poll(cx))).await
+}
+
+/// Asserts that `received` is `sent`: whole, once, and in order within each lane, or altogether on one lane.
+pub(crate) fn assert_delivered(lanes: Lanes, sent: &[Transmit], received: &Frames) {
+    assert_eq!(received.len(), sent.len());
+    if lanes == Lanes::One {
+        assert!(received.iter().all(|(lane, _)| *lane == Lane::ROOT));
+        assert!(sent.iter().zip(received).all(|(sent, (_, received))| body(sent) == *received));
+        return;
+    }
+    for lane in sent.iter().map(|frame| frame.lane) {
+        let sent = sent.iter().filter(|frame| frame.lane == lane).map(body);
+        let received = received.iter().filter(|(known, _)| *known == lane).map(|(_, frame)| frame.clone());
+        assert!(sent.eq(received), "{lane}");
+    }
+}
+
+/// Drives a side as a session would: one task that sends, never more than `window` bytes ahead, and receives.
+pub(crate) async fn exchange<C: Conduit>(side: C, frames: &[Transmit], window: usize) -> Frames {
+    let (mut reader, mut writer) = side.split();
+    reader.set_max_frame(1 << 20);
+    let (mut received, mut next, mut closed) = (Frames::new(), frames.iter(), false);
+    poll_fn(|cx| {
+        while !closed {
+            while writer.buffered() < window
+                && let Some(frame) = next.next()
+            {
+                writer.start_send(frame.clone());
+            }
+            let sent_all = next.len() == 0;
+            match if sent_all { writer.poll_close(cx) } else { writer.poll_flush(cx) } {
+                Poll::Ready(result) => result.unwrap(),
+                Poll::Pending => break,
+            }
+            closed = sent_all;
+        }
+        loop {
+            match ready!(reader.poll_recv(cx, &mut received)).unwrap() {
+                Received::End if closed => return Poll::Ready(()),
+                Received::End => return Poll::Pending,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    received
+}
