@@ -421,6 +421,7 @@ impl Machine {
             CallState::Queued => {
                 for stream in self.streams_of(key, connection) {
                     self.remove_stream(stream);
+                    self.events.push_back(Event::StreamFailed { stream });
                 }
                 self.calls.remove(key);
                 // Its arguments would else wait for a turn that may be long in coming.

@@ -153,8 +153,8 @@ pub enum Event {
         /// Items that the receiver has consumed.
         consumed: u64,
     },
-    /// A stream of either direction ended with its connection, or with a call that was cancelled before its price was
-    /// paid. What still comes for it is dropped.
+    /// A stream of either direction ended with its connection, or with a call that was cancelled before it was
+    /// announced or delivered. What still comes for it is dropped.
     StreamFailed {
         /// The stream.
         stream: StreamKey,

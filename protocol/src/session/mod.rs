@@ -263,6 +263,11 @@ impl Machine {
         self.calls.len()
     }
 
+    /// The connection of a call that has not ended.
+    pub fn call_connection(&self, call: CallKey) -> Option<ConnectionId> {
+        self.calls.get(call).map(|call| call.connection)
+    }
+
     /// Streams in the table, of both directions.
     pub fn stream_count(&self) -> usize {
         self.streams.len()
