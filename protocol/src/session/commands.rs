@@ -394,7 +394,6 @@ impl Machine {
         }
         active.own_streams = total;
         entry.streams = entry.streams.saturating_add(count);
-        entry.had_streams = true;
         let create = |&flow: &Flow| {
             self.streams.insert(StreamEntry {
                 connection: id,

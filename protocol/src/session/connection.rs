@@ -64,6 +64,8 @@ pub(super) struct Connection {
     pub(super) active: Option<Box<Active>>,
     /// Bytes that this connection may still send in its turn; below zero after a large frame.
     pub(super) deficit: i64,
+    /// The outbox's round that `deficit` belongs to.
+    pub(super) round: u64,
     pub(super) in_ring: bool,
 }
 
@@ -150,6 +152,7 @@ impl Connection {
             money: None,
             active: None,
             deficit: 0,
+            round: 0,
             in_ring: false,
         }
     }
@@ -207,7 +210,7 @@ pub(super) struct Call {
     pub(super) state: CallState,
     /// Streams of the call that have not ended.
     pub(super) streams: u32,
-    /// Whether there ever was a stream: then Done ends the call, else its response.
+    /// Whether a stream was ever announced: then Done ends the call, else its response. `[call.end.done]`
     pub(super) had_streams: bool,
     pub(super) meter: CallMeter,
     /// The method's entry in the connection's price table; `None` is free.

@@ -51,6 +51,8 @@ pub(super) struct Outbox {
     pub(super) pong: Option<u64>,
     /// Connections with data, each once.
     pub(super) ring: VecDeque<ConnectionId>,
+    /// How often the ring was empty when data came.
+    pub(super) round: u64,
 }
 
 impl Outbox {

@@ -110,6 +110,12 @@ impl Machine {
         if let Some(connection) = self.connections.get_mut(&id)
             && !core::mem::replace(&mut connection.in_ring, true)
         {
+            // When nobody waits, nobody owes anybody a turn.
+            let idle = self.outbox.ring.is_empty();
+            self.outbox.round = self.outbox.round.wrapping_add(u64::from(idle));
+            if core::mem::replace(&mut connection.round, self.outbox.round) != self.outbox.round {
+                connection.deficit = 0;
+            }
             self.outbox.ring.push_back(id);
         }
     }

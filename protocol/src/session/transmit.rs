@@ -203,6 +203,9 @@ impl Machine {
             // 2^63 streams in one connection: at a million a second, 292,000 years.
             let Some(stream) = connection.own_streams.take().map(StreamId) else { break };
             entry.id = Some(stream);
+            if let Some(call) = self.calls.get_mut(entry.call) {
+                call.had_streams = true;
+            }
             connection.active().streams.insert(stream, key);
             slots.push(Slot { stream, flow: entry.flow });
             match (entry.flow, entry.stop) {

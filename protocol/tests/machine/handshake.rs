@@ -14,13 +14,7 @@ use tollway_protocol::time::Time;
 use crate::pair::{A, B, Pair, config, framed};
 
 fn hello(min_version: u16, max_version: u16) -> Hello {
-    Hello {
-        min_version,
-        max_version,
-        parity: Parity::Odd,
-        limits: SessionLimits::default(),
-        metadata: Metadata::new(),
-    }
+    Hello { min_version, max_version, parity: Parity::Odd, limits: SessionLimits::default(), metadata: Metadata::new() }
 }
 
 #[test]

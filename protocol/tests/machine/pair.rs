@@ -101,8 +101,7 @@ pub(crate) fn config(lanes: LaneMode) -> Config {
 impl Pair {
     /// Two peers that have not exchanged a byte.
     pub(crate) fn unopened(a: Config, b: Config, seed: u64) -> Self {
-        let pipe =
-            || Pipe { lanes: BTreeMap::new(), bytes: 0, capacity: 1 << 20, stalled: false, kinds: Vec::new() };
+        let pipe = || Pipe { lanes: BTreeMap::new(), bytes: 0, capacity: 1 << 20, stalled: false, kinds: Vec::new() };
         Pair {
             now: Time::ZERO,
             peers: [Peer::initiator(a, Time::ZERO), Peer::responder(b, Time::ZERO)],
