@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use rustc_hash::FxHashMap;
 use slotmap::SecondaryMap;
 
 use crate::error::code;
@@ -76,8 +77,8 @@ struct Sender {
 #[derive(Debug)]
 struct Receiver {
     stream: RecvStream,
-    /// The run that is being read, with the slots of its only item.
-    run: Option<(ItemRun, Vec<StreamKey>)>,
+    /// The run that is being read. One whose item has slots is read at once.
+    run: Option<ItemRun>,
     connection: ConnectionId,
 }
 
@@ -101,7 +102,8 @@ impl StreamSource for Senders {
 pub struct Peer {
     machine: Machine,
     senders: Senders,
-    receivers: SecondaryMap<StreamKey, Receiver>,
+    /// Not a map by slot: what was not read yet outlives the machine's entry, and the slot may be used again.
+    receivers: FxHashMap<StreamKey, Receiver>,
     events: VecDeque<PeerEvent>,
 }
 
@@ -117,7 +119,7 @@ impl Peer {
     }
 
     fn new(machine: Machine) -> Self {
-        Peer { machine, senders: Senders::default(), receivers: SecondaryMap::default(), events: VecDeque::new() }
+        Peer { machine, senders: Senders::default(), receivers: FxHashMap::default(), events: VecDeque::new() }
     }
 
     /// The session's state.
@@ -256,20 +258,20 @@ impl Peer {
 
     /// Reads the next item of a receiving stream.
     pub fn read(&mut self, stream: StreamKey) -> Read {
-        let Some(receiver) = self.receivers.get_mut(stream).filter(|receiver| !receiver.stream.is_stopped()) else {
+        let Some(receiver) = self.receivers.get_mut(&stream).filter(|receiver| !receiver.stream.is_stopped()) else {
             return Read::Closed;
         };
-        let run = receiver.run.take().or_else(|| receiver.stream.take_run());
+        let run = receiver.run.take().map(|run| (run, Vec::new())).or_else(|| receiver.stream.take_run());
         let Some((mut run, slots)) = run else {
             let Some(ending) = receiver.stream.ending() else { return Read::Pending };
-            self.receivers.remove(stream);
+            self.receivers.remove(&stream);
             return Read::Ended(ending);
         };
         let before = run.credit();
         let item = run.next_item().unwrap_or_default();
         let grant = receiver.stream.consume(before.saturating_sub(run.credit()), 1);
         if run.items() > 0 {
-            receiver.run = Some((run, Vec::new()));
+            receiver.run = Some(run);
         }
         if let Some(grant) = grant {
             self.machine.grant(stream, grant);
@@ -280,11 +282,11 @@ impl Peer {
 
     /// The receiver of a stream wants no more.
     pub fn stop(&mut self, stream: StreamKey, code: u32) {
-        let Some(receiver) = self.receivers.get_mut(stream) else { return };
-        let (send, mut unseen) = receiver.stream.stop();
-        unseen.extend(receiver.run.take().into_iter().flat_map(|(_, slots)| slots));
+        let Some(receiver) = self.receivers.get_mut(&stream) else { return };
+        let (send, unseen) = receiver.stream.stop();
+        receiver.run = None;
         if receiver.stream.has_ended() {
-            self.receivers.remove(stream);
+            self.receivers.remove(&stream);
         }
         if send {
             self.machine.stop_stream(stream, code);
@@ -304,18 +306,18 @@ impl Peer {
             Event::CallRequested(call) => self.create_inbound(call.connection, &call.slots),
             Event::CallAnswered(answer) => self.create_inbound(answer.connection, &answer.slots),
             Event::StreamEnded { stream, ending } => {
-                if let Some(receiver) = self.receivers.get_mut(*stream) {
+                if let Some(receiver) = self.receivers.get_mut(stream) {
                     receiver.stream.handle_ending(*ending);
                     self.events.push_back(PeerEvent::Readable(*stream));
                     if receiver.stream.is_stopped() {
-                        self.receivers.remove(*stream);
+                        self.receivers.remove(stream);
                     }
                 }
             }
             &Event::StreamStopped { stream, code } => self.reset(stream, code),
             &Event::StreamFailed { stream } => {
                 self.senders.0.remove(stream);
-                self.receivers.remove(stream);
+                self.receivers.remove(&stream);
             }
             _ => {}
         }
@@ -336,10 +338,10 @@ impl Peer {
 
     fn receive(&mut self, stream: StreamKey, run: ItemRun, slots: &[InboundSlot]) {
         let keys = slots.iter().map(|slot| slot.stream).collect();
-        let Some(receiver) = self.receivers.get(stream) else { return self.discard(keys) };
+        let Some(receiver) = self.receivers.get(&stream) else { return self.discard(keys) };
         let connection = receiver.connection;
         self.create_inbound(connection, slots);
-        let Some(receiver) = self.receivers.get_mut(stream) else { return };
+        let Some(receiver) = self.receivers.get_mut(&stream) else { return };
         match receiver.stream.handle_items(run, keys) {
             Ok(unseen) if receiver.stream.is_stopped() => self.discard(unseen),
             Ok(_) => self.events.push_back(PeerEvent::Readable(stream)),
@@ -358,7 +360,7 @@ impl Peer {
         let (window, limit, max_item) = (own.stream_window, peer.stream_window, peer.max_item);
         for slot in slots {
             // One that has ended already has no end to be created, unless what it brought is to be read still.
-            if self.receivers.contains_key(slot.stream) || self.machine.stream_connection(slot.stream).is_none() {
+            if self.receivers.contains_key(&slot.stream) || self.machine.stream_connection(slot.stream).is_none() {
                 continue;
             }
             match slot.flow {
@@ -379,7 +381,7 @@ impl Peer {
     /// Ends streams that the peer announced and nobody here will see, and those in their unread items.
     fn discard(&mut self, mut streams: Vec<StreamKey>) {
         while let Some(key) = streams.pop() {
-            if let Some(mut receiver) = self.receivers.remove(key) {
+            if let Some(mut receiver) = self.receivers.remove(&key) {
                 streams.extend(receiver.stream.stop().1);
             }
             if let Some(mut sender) = self.senders.0.remove(key) {
@@ -393,7 +395,7 @@ impl Peer {
     /// Forgets streams of slots of items that were dropped before they were sent.
     fn forget_unannounced(&mut self, mut streams: Vec<StreamKey>) {
         while let Some(key) = streams.pop() {
-            self.receivers.remove(key);
+            self.receivers.remove(&key);
             if let Some(mut sender) = self.senders.0.remove(key) {
                 streams.extend(sender.stream.reset(code::CANCELLED).1);
             }
