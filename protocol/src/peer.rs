@@ -317,7 +317,9 @@ impl Peer {
             &Event::StreamStopped { stream, code } => self.reset(stream, code),
             &Event::StreamFailed { stream } => {
                 self.senders.0.remove(stream);
-                self.receivers.remove(&stream);
+                let receiver = self.receivers.remove(&stream);
+                // Streams in its unread items may have ended before, with items that nobody will read.
+                self.discard(receiver.map_or(Vec::new(), |mut receiver| receiver.stream.stop().1));
             }
             _ => {}
         }

@@ -174,9 +174,10 @@ impl Machine {
             && let Some(at) = payee.calls.iter().position(|waiting| waiting.call == call)
         {
             // No handler has seen it, so nothing is charged.
-            let bytes = payee.calls.remove(at).map_or(0, |waiting| waiting.payload.len());
-            self.consume_body(cancel.connection, bytes);
-            self.answer_unstarted(call, cancel.connection);
+            if let Some(waiting) = payee.calls.remove(at) {
+                self.consume_body(cancel.connection, waiting.payload.len());
+                self.answer_unstarted(waiting);
+            }
             self.resume_paid(cancel.connection);
             return Ok(());
         }
@@ -201,12 +202,20 @@ impl Machine {
     }
 
     /// Answers a cancelled call that was never delivered. Its streams are unknown to the handler, so they end here.
-    fn answer_unstarted(&mut self, call: CallKey, connection: ConnectionId) {
-        let streams = self.streams_of(call, connection);
+    fn answer_unstarted(&mut self, waiting: IncomingCall) {
+        let call = waiting.call;
+        self.fail_ended_slots(&waiting);
+        let streams = self.streams_of(call, waiting.connection);
         self.push_response(call, Status::Cancelled, Metadata::new(), Bytes::new(), Vec::new());
         for stream in streams {
             self.discard_stream(stream);
             self.events.push_back(Event::StreamFailed { stream });
         }
+    }
+    /// A call that waits for its price will not be delivered: streams of it that were announced and have ended before
+    /// hold items that nobody will read.
+    pub(super) fn fail_ended_slots(&mut self, waiting: &IncomingCall) {
+        let ended = waiting.slots.iter().filter(|slot| !self.streams.contains_key(slot.stream));
+        self.events.extend(ended.map(|slot| Event::StreamFailed { stream: slot.stream }));
     }
 }

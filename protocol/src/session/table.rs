@@ -28,6 +28,9 @@ impl Machine {
             *pending = pending.saturating_sub(1);
         }
         let was_closing = connection.state == State::Closing;
+        if let Some(Money::Payee(payee)) = connection.money.as_deref() {
+            payee.calls.iter().for_each(|waiting| self.fail_ended_slots(waiting));
+        }
         if let Some(active) = connection.active {
             let queued = active.requests.iter().map(|body| body.call);
             let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
