@@ -1,8 +1,9 @@
 //! Where channels survive a restart: one record for each channel, written atomically.
 //!
 //! A store is a map from channel id to [`ChannelRecord`] with compare-and-set. There is one record and one write for all
-//! that must agree (voucher, spending, owner epoch, state), so that no two places can drift. All stores share
-//! [`check_update`], so they refuse the same things, and all pass `tests/store_conformance.rs`.
+//! that must agree (voucher, spending, owner epoch, phase), so that no two places can drift. The channel machine plans,
+//! [`apply()`] writes, the machine commits. All stores share [`check_update`], so they refuse the same things, and all pass
+//! `tests/store_conformance.rs`.
 //!
 //! ```text
 //!            update(None)          update(Some(version))
@@ -11,17 +12,18 @@
 //!     └──── evict(version) ──┘   finalised records only
 //! ```
 
+mod apply;
 mod memory;
 mod record;
-mod vouchers;
 mod watch;
 
+pub use apply::{ApplyError, MAX_APPLY_ATTEMPTS, apply};
 pub use memory::MemoryStore;
-pub use record::{ChannelRecord, ChannelState, RecordError};
-pub use vouchers::{MAX_STORED_VOUCHERS, StoredVouchers, VoucherOrderError};
+pub use record::{ChannelRecord, RecordError};
 pub use watch::{ChannelWatch, WatchClosed, Watchers};
 
 use tollway_protocol::payment::ChannelId;
+use tollway_protocol::payment::channel::ChannelPhase;
 
 use crate::future::BoxFuture;
 
@@ -125,8 +127,8 @@ pub fn check_update(
 /// [`StoreError::Conflict`] or [`StoreError::NotFinalized`].
 pub fn check_evict(current: Option<&ChannelRecord>, expected_version: u64) -> Result<(), StoreError> {
     match current {
-        Some(record) if record.version == expected_version => match record.state {
-            ChannelState::Finalized { .. } => Ok(()),
+        Some(record) if record.version == expected_version => match record.snapshot.phase {
+            ChannelPhase::Finalized { .. } => Ok(()),
             _ => Err(StoreError::NotFinalized),
         },
         _ => Err(StoreError::Conflict {

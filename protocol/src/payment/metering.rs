@@ -33,21 +33,12 @@ impl Rate {
         Some(Amount::new(product.div_ceil(u128::from(self.per_bytes.get()))))
     }
 
-    /// The largest number of bytes that cost at most `budget`.
+    /// The largest number of bytes that cost at most `budget` and whose cost can be expressed.
     pub fn affordable_bytes(&self, budget: Amount) -> u64 {
-        // ceil(b × a / p) ≤ m  ⇔  b × a ≤ m × p. A free rate affords every number of bytes.
-        let product = budget.units().checked_mul(u128::from(self.per_bytes.get()));
-        let bytes = product.and_then(|product| product.checked_div(self.amount.units()));
-        match bytes {
-            Some(bytes) => u64::try_from(bytes).unwrap_or(u64::MAX),
-            // Past 2^128 the product is not exact: divide first, which rounds down, to stay affordable.
-            None => match budget.units().checked_div(self.amount.units()) {
-                Some(units) => {
-                    u64::try_from(units.saturating_mul(u128::from(self.per_bytes.get()))).unwrap_or(u64::MAX)
-                }
-                None => u64::MAX,
-            },
-        }
+        // ceil(b × a / p) ≤ m  ⇔  b × a ≤ m × p. Saturating loses nothing: `cost` needs b × a to fit 128 bits as well.
+        let product = budget.units().saturating_mul(u128::from(self.per_bytes.get()));
+        // A free rate affords every number of bytes.
+        product.checked_div(self.amount.units()).map_or(u64::MAX, |bytes| u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 }
 
@@ -190,5 +181,87 @@ impl CallMeter {
         self.usage = usage;
         self.charged = cost;
         Some(difference)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers of every magnitude, so that both the small and the overflowing ends are reached.
+    fn magnitudes() -> impl Strategy<Value = u128> {
+        prop_oneof![0..2000u128, any::<u64>().prop_map(u128::from), any::<u128>(), Just(u128::MAX)]
+    }
+
+    fn rates() -> impl Strategy<Value = Rate> {
+        (magnitudes(), prop_oneof![1..5000u64, 1..=u64::MAX]).prop_map(|(amount, per)| Rate {
+            amount: Amount::new(amount),
+            per_bytes: core::num::NonZeroU64::new(per).unwrap(),
+        })
+    }
+
+    fn usages() -> impl Strategy<Value = Usage> {
+        (0..100u64, 0..100_000u64, 0..100_000u64).prop_map(|(items, bytes_out, bytes_in)| Usage {
+            items,
+            bytes_out,
+            bytes_in,
+        })
+    }
+
+    fn prices() -> impl Strategy<Value = Price> {
+        let small = || {
+            proptest::option::of((0..1000u128, 1..5000u64).prop_map(|(amount, per)| Rate {
+                amount: Amount::new(amount),
+                per_bytes: core::num::NonZeroU64::new(per).unwrap(),
+            }))
+        };
+        (0..1000u64, 0..1000u64, small(), small()).prop_map(|(call, item, bytes_out, bytes_in)| Price {
+            call: call.into(),
+            item: item.into(),
+            bytes_out,
+            bytes_in,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_do_not_change_the_cost(price in prices(), cuts in proptest::collection::vec(usages(), 1..20)) {
+            let mut meter = CallMeter::default();
+            let mut whole = Usage::default();
+            let mut sum = Amount::ZERO;
+            for cut in cuts {
+                whole = whole.checked_add(cut).unwrap();
+                let quote = meter.quote(&price, cut);
+                let charge = meter.charge(&price, cut);
+                prop_assert_eq!(quote, charge);
+                sum = sum.checked_add(charge.unwrap()).unwrap();
+            }
+            prop_assert_eq!(Some(sum), price.cost(whole));
+            prop_assert_eq!(CallMeter::default().charge(&price, whole), Some(sum));
+            prop_assert_eq!(meter.charged(), sum);
+        }
+
+        #[test]
+        fn affordable_bytes_is_exact(rate in rates(), budget in magnitudes()) {
+            let budget = Amount::new(budget);
+            let bytes = rate.affordable_bytes(budget);
+            prop_assert!(rate.cost(bytes).is_some_and(|cost| cost <= budget));
+            if let Some(more) = bytes.checked_add(1) {
+                prop_assert!(rate.cost(more).is_none_or(|cost| cost > budget));
+            }
+        }
+    }
+
+    #[test]
+    fn a_charge_past_the_range_counts_nothing() {
+        let price = Price { item: Amount::MAX, ..Price::default() };
+        let mut meter = CallMeter::default();
+        let one = Usage { items: 1, ..Usage::default() };
+        assert_eq!(meter.charge(&price, one), Some(Amount::MAX));
+        assert_eq!(meter.charge(&price, one), None);
+        assert_eq!(meter.usage(), one);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use super::eip712::{Domain, DomainSeparator, StructHasher, keccak256};
-use super::{Address, Amount, ChannelId, Hash, SecretKey, Signature, SignatureError, Verifier};
+use super::{Address, Amount, ChannelId, Hash, SecretKey, Signature, SignatureError, SignedAmount, Verifier};
 
 static VOUCHER_V1: LazyLock<Hash> = LazyLock::new(|| keccak256(b"Voucher(bytes32 channelId,uint128 cumulativeAmount)"));
 static VOUCHER_V2: LazyLock<Hash> = LazyLock::new(|| keccak256(b"Voucher(bytes32 channelId,uint96 cumulativeAmount)"));
@@ -87,6 +87,9 @@ pub enum VoucherError {
     /// v1 closes by the voucher itself.
     #[error("{0} has no close authorization")]
     NoCloseAuthorization(VoucherProtocol),
+    /// v2 closes by a voucher and an authorisation.
+    #[error("a {0} close needs a close authorization")]
+    CloseAuthorizationMissing(VoucherProtocol),
     /// The signature is malformed or another key's.
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -226,6 +229,74 @@ impl CloseAuthorization {
     pub fn verify(&self, domain: &VoucherDomain, verifier: &Verifier) -> Result<(), VoucherError> {
         let digest = domain.close_digest(&self.channel_id, self.amount)?;
         Ok(verifier.verify(&digest, &self.signature)?)
+    }
+}
+
+/// What the payer lets the payee close by: a voucher of the closing amount and, in v2, its consent to close at it. The
+/// channel is said elsewhere.
+///
+/// Without the payer there is only a stored voucher, which becomes one without consent: v1's escrow closes by it, v2's
+/// settles by it and stays open until the payer withdraws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseVoucher {
+    /// The cumulative amount, in base units, at which the channel closes.
+    pub amount: Amount,
+    /// Of the channel's signer, over the voucher.
+    pub signature: Signature,
+    /// Of the channel's signer, over the [`CloseAuthorization`]; v2 only.
+    pub authorization: Option<Signature>,
+}
+
+impl CloseVoucher {
+    /// Signs what the protocol's escrow wants for a close.
+    ///
+    /// # Errors
+    /// When the amount is above the protocol's type.
+    pub fn sign(
+        domain: &VoucherDomain,
+        key: &SecretKey,
+        channel_id: ChannelId,
+        amount: Amount,
+    ) -> Result<Self, VoucherError> {
+        let authorization = match domain.protocol() {
+            VoucherProtocol::V1 => None,
+            VoucherProtocol::V2 => Some(CloseAuthorization::sign(domain, key, channel_id, amount)?.signature),
+        };
+        let signature = Voucher::sign(domain, key, channel_id, amount)?.signature;
+        Ok(CloseVoucher { amount, signature, authorization })
+    }
+
+    /// The voucher in it.
+    pub const fn signed_amount(&self) -> SignedAmount {
+        SignedAmount { amount: self.amount, signature: self.signature }
+    }
+
+    /// Verifies that the verifier's signer signed the voucher, and in v2 the consent, for this channel.
+    ///
+    /// # Errors
+    /// When the amount is above the protocol's type, a signature is not the signer's, or the consent is missing in v2
+    /// or there in v1.
+    pub fn verify(
+        &self,
+        channel_id: ChannelId,
+        domain: &VoucherDomain,
+        verifier: &Verifier,
+    ) -> Result<(), VoucherError> {
+        match (domain.protocol(), self.authorization) {
+            (VoucherProtocol::V1, None) => {}
+            (VoucherProtocol::V2, Some(signature)) => {
+                CloseAuthorization { channel_id, amount: self.amount, signature }.verify(domain, verifier)?;
+            }
+            (protocol @ VoucherProtocol::V1, Some(_)) => return Err(VoucherError::NoCloseAuthorization(protocol)),
+            (protocol @ VoucherProtocol::V2, None) => return Err(VoucherError::CloseAuthorizationMissing(protocol)),
+        }
+        self.signed_amount().on(channel_id).verify(domain, verifier)
+    }
+}
+
+impl From<SignedAmount> for CloseVoucher {
+    fn from(SignedAmount { amount, signature }: SignedAmount) -> Self {
+        CloseVoucher { amount, signature, authorization: None }
     }
 }
 

@@ -458,7 +458,7 @@ impl Machine {
         // A stream that waits for money says this when it is reset, and a reset costs nothing.
         let money = self.connections.get(&connection).and_then(|live| live.money.as_deref());
         if let Some(Money::Payee(payee)) = money
-            && payee.streams.contains(&Source::Stream(stream))
+            && payee.streams.contains(&stream)
         {
             self.resume_paid(connection);
         }
@@ -530,37 +530,6 @@ impl Machine {
         let lane = self.lane(connection);
         self.outbox.payment.push_back((connection, crate::frame::Transmit { lane, head, payload: message }));
         Ok(())
-    }
-
-    /// Payee: spending up to `leased` base units is authorised and durable. What waited for money goes on.
-    pub fn raise_money(&mut self, id: ConnectionId, leased: Amount) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
-        payee.raise(leased);
-        self.resume_paid(id);
-    }
-
-    /// What waits for money is tried again, in its order: there is more money, or something no longer waits. What still
-    /// cannot be paid says so again. `[pay.gate.resume]`
-    pub(super) fn resume_paid(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
-        if !payee.is_blocked() {
-            return;
-        }
-        let (calls, responses, streams) = payee.take_waiting();
-        let active = connection.active();
-        // What waited stood first, and stands first again.
-        responses.into_iter().rev().for_each(|body| active.responses.push_front(body));
-        streams.into_iter().rev().for_each(|source| active.ready.push_front(source));
-        let answers = !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true);
-        if answers {
-            active.ready.push_front(Source::Responses);
-        }
-        self.enter_ring(id);
-        for incoming in calls {
-            self.deliver_call(incoming, false);
-        }
     }
 
     /// Payer: sets the count at which [`Event::ReceivedMark`] comes; at once if it is reached.

@@ -91,7 +91,8 @@ pub enum Event {
     /// The peer calls.
     CallRequested(IncomingCall),
     /// Payee: the streams of a call that waits for its price. Items for them may come before its
-    /// [`Event::CallRequested`], which has them again; if it is cancelled before, each has an [`Event::StreamFailed`].
+    /// [`Event::CallRequested`], which has them again; if it ends before, the streams end with
+    /// [`Event::StreamFailed`] and it does with [`Event::CallFailed`].
     StreamsAnnounced {
         /// The connection.
         connection: ConnectionId,
@@ -116,7 +117,8 @@ pub enum Event {
         /// What we counted, in base units.
         counted: Amount,
     },
-    /// A call of either direction ended with its connection. Its handler may still run; nobody waits for it.
+    /// A call of either direction ended with its connection, or, if its streams were announced, before it was delivered.
+    /// Its handler may still run; nobody waits for it.
     CallFailed {
         /// The call.
         call: CallKey,

@@ -23,6 +23,7 @@ mod receive_call;
 mod table;
 mod timers;
 mod transmit;
+mod unpaid;
 
 use core::time::Duration;
 use std::collections::VecDeque;

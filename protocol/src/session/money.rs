@@ -11,8 +11,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::event::IncomingCall;
-use super::outbox::{Body, Source};
+use super::outbox::Body;
 use crate::payment::{Amount, Price};
+use crate::stream::StreamKey;
 
 /// The prices of a service by method id. What is not listed is free.
 #[derive(Debug, Default, Clone)]
@@ -98,12 +99,13 @@ pub(super) struct Payee {
     low: Amount,
     low_said: bool,
     needed_said: bool,
+    given_up: bool,
     bytes: u64,
     items: u64,
     /// What could not be paid, in order. While anything is here, nothing priced passes.
     pub(super) calls: VecDeque<IncomingCall>,
     pub(super) responses: VecDeque<Body>,
-    pub(super) streams: Vec<Source>,
+    pub(super) streams: Vec<StreamKey>,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl Payee {
             low: money.low,
             low_said: false,
             needed_said: false,
+            given_up: false,
             bytes: 0,
             items: 0,
             calls: VecDeque::new(),
@@ -142,6 +145,15 @@ impl Payee {
     /// Whether something priced waits already, so that nothing priced may pass it.
     pub(super) const fn is_blocked(&self) -> bool {
         self.needed_said
+    }
+
+    /// No more money will come.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
+    }
+
+    pub(super) const fn has_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Holds a call's price from the start of its handler to its first charge. `[pay.call.hold]`
@@ -180,7 +192,7 @@ impl Payee {
     }
 
     /// Hands over all that waits. Nothing is blocked then.
-    pub(super) fn take_waiting(&mut self) -> (VecDeque<IncomingCall>, VecDeque<Body>, Vec<Source>) {
+    pub(super) fn take_waiting(&mut self) -> (VecDeque<IncomingCall>, VecDeque<Body>, Vec<StreamKey>) {
         self.needed_said = false;
         (core::mem::take(&mut self.calls), core::mem::take(&mut self.responses), core::mem::take(&mut self.streams))
     }

@@ -6,13 +6,10 @@ use bytes::Bytes;
 
 use super::connection::{Call, CallState};
 use super::money::Money;
-use super::outbox::BodyKind;
 use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
 use crate::error::Violation;
 use crate::frame::Lane;
-use crate::id::ConnectionId;
 use crate::message::{Cancel, Done, Header, Request, Response, Status};
-use crate::metadata::Metadata;
 use crate::payment::{Amount, CallMeter, Usage};
 
 fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
@@ -80,6 +77,9 @@ impl Machine {
             let cost = payee.prices.price(price).call;
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {
+                    if payee.has_given_up() {
+                        return self.fail_unstarted(incoming, Status::PaymentFailed);
+                    }
                     if is_new && !incoming.slots.is_empty() {
                         // Its items may come before it does.
                         let (call, slots) = (incoming.call, incoming.slots.clone());
@@ -175,8 +175,7 @@ impl Machine {
         {
             // No handler has seen it, so nothing is charged.
             if let Some(waiting) = payee.calls.remove(at) {
-                self.consume_body(cancel.connection, waiting.payload.len());
-                self.answer_unstarted(waiting);
+                self.fail_unstarted(waiting, Status::Cancelled);
             }
             self.resume_paid(cancel.connection);
             return Ok(());
@@ -184,38 +183,5 @@ impl Machine {
         self.cancel_unpaid_response(call, cancel.connection);
         self.events.push_back(Event::CallCancelled { call });
         Ok(())
-    }
-
-    /// An answer that waits for money which the caller no longer wants to pay gives way to one that costs no more than
-    /// what was held for the call.
-    fn cancel_unpaid_response(&mut self, call: CallKey, connection: ConnectionId) {
-        let Some(live) = self.connections.get_mut(&connection) else { return };
-        let Some(Money::Payee(payee)) = live.money.as_deref_mut() else { return };
-        let Some(waiting) = payee.responses.iter_mut().find(|waiting| waiting.call == call) else { return };
-        waiting.kind = BodyKind::Response { status: Status::Cancelled };
-        waiting.payload = Bytes::new();
-        for stream in core::mem::take(&mut waiting.slots) {
-            self.remove_stream(stream);
-            self.events.push_back(Event::StreamFailed { stream });
-        }
-        self.resume_paid(connection);
-    }
-
-    /// Answers a cancelled call that was never delivered. Its streams are unknown to the handler, so they end here.
-    fn answer_unstarted(&mut self, waiting: IncomingCall) {
-        let call = waiting.call;
-        self.fail_ended_slots(&waiting);
-        let streams = self.streams_of(call, waiting.connection);
-        self.push_response(call, Status::Cancelled, Metadata::new(), Bytes::new(), Vec::new());
-        for stream in streams {
-            self.discard_stream(stream);
-            self.events.push_back(Event::StreamFailed { stream });
-        }
-    }
-    /// A call that waits for its price will not be delivered: streams of it that were announced and have ended before
-    /// hold items that nobody will read.
-    pub(super) fn fail_ended_slots(&mut self, waiting: &IncomingCall) {
-        let ended = waiting.slots.iter().filter(|slot| !self.streams.contains_key(slot.stream));
-        self.events.extend(ended.map(|slot| Event::StreamFailed { stream: slot.stream }));
     }
 }

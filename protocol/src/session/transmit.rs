@@ -273,6 +273,10 @@ impl Machine {
         }
         let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
         if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
+            if payee.has_given_up() {
+                self.replace_response(id, body, Status::PaymentFailed);
+                return None;
+            }
             payee.responses.push_back(body);
             if payee.need() {
                 self.events.push_back(Event::MoneyNeeded { connection: id, cost });
@@ -342,7 +346,8 @@ impl Machine {
                 let usage = Usage { items: 1, bytes_out: bytes, bytes_in: 0 };
                 let charge = charge?;
                 let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
-                self.set_aside(connection, key, cost.saturating_sub(charge.held))
+                self.set_aside(connection, key, cost.saturating_sub(charge.held));
+                None
             }
             Taken::NoCredit | Taken::Empty => {
                 self.unschedule(key);
@@ -365,14 +370,16 @@ impl Machine {
         }
     }
 
-    /// A stream waits for money: it stays scheduled, aside, until the credit is raised.
-    fn set_aside(&mut self, id: ConnectionId, key: StreamKey, cost: Amount) -> Option<Transmit> {
-        if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
-            payee.streams.push(Source::Stream(key));
-            if payee.need() {
-                self.events.push_back(Event::MoneyNeeded { connection: id, cost });
-            }
+    /// A stream waits for money: it stays scheduled, aside, until the credit is raised. Only the head says so.
+    fn set_aside(&mut self, id: ConnectionId, key: StreamKey, cost: Amount) {
+        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
+        let Some(Money::Payee(payee)) = money else { return };
+        if payee.has_given_up() {
+            return self.fail_stream(key);
         }
-        None
+        payee.streams.push(key);
+        if payee.need() {
+            self.events.push_back(Event::MoneyNeeded { connection: id, cost });
+        }
     }
 }

@@ -200,8 +200,9 @@ impl SendStream {
         self.schedule()
     }
 
-    /// Gives the stream up: what is in the outbox is dropped. The session must always be told: it may have set the stream
-    /// aside for money. The second value has the streams of slots that will never be announced.
+    /// Gives the stream up: what is in the outbox is dropped. The session must be told even of a stream that it has
+    /// scheduled: it may have set it aside for money, which a reset needs none of. The second value has the streams of
+    /// slots that will never be announced.
     #[must_use]
     pub fn reset(&mut self, code: u32) -> (bool, Vec<StreamKey>) {
         if matches!(self.finish, Finish::Finished | Finish::Resetting(_)) {
@@ -210,9 +211,8 @@ impl SendStream {
         self.finish = Finish::Resetting(code);
         self.buffered = 0;
         self.open_run = OpenRun::default();
-        let dropped = self.queue.drain(..).flat_map(|queued| queued.slots).collect();
         self.scheduled = true;
-        (true, dropped)
+        (true, self.queue.drain(..).flat_map(|queued| queued.slots).collect())
     }
 
     /// Takes in the receiver's Credit.
@@ -378,7 +378,7 @@ mod tests {
         let mut stream = SendStream::new(10_000);
         _ = stream.push(b"a");
         _ = stream.push_framed(Bytes::from_static(&[1, 9]), vec![key]);
-        assert_eq!(stream.reset(7), (true, vec![key]), "the session may have set it aside");
+        assert_eq!(stream.reset(7), (true, vec![key]));
         assert_eq!(stream.buffered(), 0);
         assert!(matches!(stream.take(1000, |_, _| true), Taken::Reset(7)));
         assert!(matches!(stream.take(1000, |_, _| true), Taken::Empty));

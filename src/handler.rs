@@ -1,0 +1,165 @@
+//! A handler of one call of the peer's: run to its answer, cancelled, or contained when it panics.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::message::Status;
+use tollway_protocol::session::{CallKey, CommandError};
+
+use crate::rpc::{BoxReply, IncomingCall, MethodGuard, Reply, ServiceEntry};
+use crate::shared::Shared;
+
+/// Tells a handler that its caller has lost interest.
+#[derive(Debug, Default)]
+pub(crate) struct CancelFlag {
+    raised: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl CancelFlag {
+    pub(crate) fn raise(&self) {
+        self.raised.store(true, Ordering::Release);
+        let waker = self.waker.lock().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it is raised; if not, the task is woken when it is.
+    fn poll_raised(&self, cx: &mut Context<'_>) -> bool {
+        if self.raised.load(Ordering::Acquire) {
+            return true;
+        }
+        *self.waker.lock() = Some(cx.waker().clone());
+        // Raised in between: the waker was not seen.
+        self.raised.load(Ordering::Acquire)
+    }
+}
+
+/// A call of the peer's that is to be answered, and the bytes of its body, which then go back to the window.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServedBody {
+    pub(crate) call: CallKey,
+    pub(crate) connection: ConnectionId,
+    pub(crate) bytes: usize,
+}
+
+/// Answers a call of the peer's; an answer that is too large becomes an error that says so.
+pub(crate) fn respond(shared: &Arc<Shared>, body: ServedBody, reply: Reply) {
+    let bytes = reply.payload.len();
+    let result = shared.respond(body, reply);
+    if let Err(CommandError::BodyTooLarge { limit, .. }) = result {
+        tracing::warn!(bytes, limit, "an answer is larger than what the caller receives");
+        let body = ServedBody { bytes: 0, ..body };
+        // Fails only if the connection has ended meanwhile.
+        let _ended = shared.respond(body, Reply::empty(Status::TooLarge));
+    }
+    // Every other error says that nobody waits for the answer any more.
+}
+
+/// A handler at work. Dropped without an answer (it panicked, or the runtime ends), it answers that it failed.
+pub(crate) struct Handler {
+    shared: Arc<Shared>,
+    /// Until it is answered.
+    body: Option<ServedBody>,
+    future: Option<BoxReply>,
+    cancelled: Arc<CancelFlag>,
+    pub(crate) probe: Option<Arc<MethodGuard>>,
+}
+
+impl Handler {
+    pub(crate) fn new(shared: Arc<Shared>, body: ServedBody, cancelled: Arc<CancelFlag>) -> Self {
+        Handler { shared, body: Some(body), future: None, cancelled, probe: None }
+    }
+
+    /// Runs the service's own code for the first time, panics contained.
+    pub(crate) fn start_and_poll(
+        &mut self,
+        entry: &ServiceEntry,
+        incoming: IncomingCall,
+        cx: &mut Context<'_>,
+    ) -> Poll<Reply> {
+        let first = std::panic::AssertUnwindSafe(|| {
+            let mut future = entry.service.call(incoming);
+            let polled = future.as_mut().poll(cx);
+            (future, polled)
+        });
+        match std::panic::catch_unwind(first) {
+            Ok((_, Poll::Ready(reply))) => Poll::Ready(reply),
+            Ok((future, Poll::Pending)) => {
+                self.future = Some(future);
+                Poll::Pending
+            }
+            Err(_panic) => Poll::Ready(Reply::empty(Status::HandlerFailed)),
+        }
+    }
+
+    pub(crate) async fn run(mut self, entry: Arc<ServiceEntry>, incoming: IncomingCall) {
+        let mut first = Some(incoming);
+        let polled = std::future::poll_fn(|cx| {
+            let began = Instant::now();
+            let Some(incoming) = first.take() else { return Poll::Ready(Poll::Pending) };
+            let polled = self.start_and_poll(&entry, incoming, cx);
+            if let Some(probe) = self.probe.take() {
+                probe.report(polled.is_ready(), began.elapsed());
+            }
+            Poll::Ready(polled)
+        })
+        .await;
+        match polled {
+            Poll::Ready(reply) => self.answer(reply),
+            Poll::Pending => self.await,
+        }
+    }
+
+    /// Whoever has the reply answers; nothing is answered at drop any more.
+    pub(crate) fn disarm(&mut self) {
+        self.body = None;
+    }
+
+    fn answer(&mut self, reply: Reply) {
+        if let Some(body) = self.body.take() {
+            respond(&self.shared, body, reply);
+        }
+    }
+}
+
+impl Future for Handler {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let cancelled = self.cancelled.poll_raised(cx);
+        let Some(future) = &mut self.future else { return Poll::Ready(()) };
+        if cancelled {
+            // Its drop is user code and may panic as its poll may.
+            let future = self.future.take();
+            let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(future)));
+            if dropped.is_err() {
+                tracing::error!("a handler panicked while it was dropped");
+            }
+            self.answer(Reply::empty(Status::Cancelled));
+            return Poll::Ready(());
+        }
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        let reply = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(reply)) => reply,
+            Err(_panic) => Reply::empty(Status::HandlerFailed),
+        };
+        self.future = None;
+        self.answer(reply);
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        self.answer(Reply::empty(Status::HandlerFailed));
+    }
+}

@@ -1,0 +1,329 @@
+//! Services: who answers calls, and how they are looked up.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::message::Status;
+use tollway_protocol::metadata::Metadata;
+
+use super::codec::{self, DecodeError, OutboundSlots};
+use super::stream::InboundStream;
+use crate::conduit::PeerInfo;
+use crate::payment::Payee;
+
+/// The id of a method: the first 8 bytes, big-endian, of keccak256 over `service/version/method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MethodId(pub u64);
+
+impl MethodId {
+    /// The id of a method of a version of a service.
+    pub fn of(service: &str, version: u32, method: &str) -> Self {
+        let hash = tollway_protocol::payment::keccak256(format!("{service}/{version}/{method}").as_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = hash.0;
+        MethodId(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+/// The future of a reply.
+pub type BoxReply = Pin<Box<dyn Future<Output = Reply> + Send + 'static>>;
+
+/// Something that answers calls.
+///
+/// ```
+/// use tollway::rpc::{BoxReply, IncomingCall, MethodId, Reply, Service};
+///
+/// struct Doubler;
+///
+/// impl Service for Doubler {
+///     fn name(&self) -> &str {
+///         "doubler"
+///     }
+///
+///     fn call(&self, call: IncomingCall) -> BoxReply {
+///         if call.method() != MethodId::of("doubler", 1, "double") {
+///             return Reply::unknown_method().boxed();
+///         }
+///         Box::pin(async move {
+///             match call.args::<u64>() {
+///                 Ok(number) => Reply::ok(&(2 * number)),
+///                 Err(error) => Reply::invalid_payload(&error),
+///             }
+///         })
+///     }
+/// }
+/// ```
+pub trait Service: Send + Sync + 'static {
+    /// The name under which the service is opened, at most 256 bytes.
+    fn name(&self) -> &str;
+
+    /// Starts a call. The future is dropped when the caller cancels; a panic in it is an error of this call alone.
+    fn call(&self, call: IncomingCall) -> BoxReply;
+
+    /// Whether short handlers may be polled on the session's own task, which saves a task for each call. A method is
+    /// only polled there once it was measured to be short. A service whose handlers block says no.
+    fn allows_inline(&self) -> bool {
+        true
+    }
+}
+
+/// A call that the peer makes.
+pub struct IncomingCall {
+    pub(crate) method: MethodId,
+    pub(crate) metadata: Metadata,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) payload: Bytes,
+    pub(crate) streams: Vec<InboundStream>,
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: Arc<PeerInfo>,
+}
+
+impl fmt::Debug for IncomingCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IncomingCall")
+            .field("method", &self.method)
+            .field("connection", &self.connection)
+            .field("bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl IncomingCall {
+    /// The method.
+    pub fn method(&self) -> MethodId {
+        self.method
+    }
+
+    /// The caller's metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The time that the caller leaves for the call, from its arrival.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// The other end of the conduit.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    /// Decodes the arguments, with the streams in them.
+    ///
+    /// # Errors
+    /// When the payload is not a `T`.
+    pub fn args<T: DeserializeOwned>(self) -> Result<T, DecodeError> {
+        codec::decode(&self.payload, self.streams)
+    }
+}
+
+/// An answer to a call.
+pub struct Reply {
+    pub(crate) status: Status,
+    pub(crate) metadata: Metadata,
+    pub(crate) payload: Bytes,
+    pub(crate) slots: OutboundSlots,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("status", &self.status)
+            .field("bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reply {
+    pub(crate) fn empty(status: Status) -> Self {
+        Reply { status, metadata: Metadata::new(), payload: Bytes::new(), slots: OutboundSlots::default() }
+    }
+
+    fn encoded<T: Serialize + ?Sized>(status: Status, value: &T) -> Self {
+        match codec::encode(value) {
+            Ok((payload, slots)) => Reply { status, metadata: Metadata::new(), payload, slots },
+            Err(error) => {
+                tracing::error!(%error, "a handler's answer cannot be encoded");
+                Reply::empty(Status::HandlerFailed)
+            }
+        }
+    }
+
+    /// The method's result. One that cannot be encoded becomes a failure of the handler.
+    pub fn ok<T: Serialize + ?Sized>(value: &T) -> Self {
+        Reply::encoded(Status::Ok, value)
+    }
+
+    /// The method's own error.
+    pub fn error<E: Serialize + ?Sized>(error: &E) -> Self {
+        Reply::encoded(Status::AppError, error)
+    }
+
+    /// The service has no such method.
+    pub fn unknown_method() -> Self {
+        Reply::empty(Status::UnknownMethod)
+    }
+
+    /// The payload was not the method's arguments.
+    pub fn invalid_payload(error: &DecodeError) -> Self {
+        tracing::debug!(%error, "a call's arguments cannot be decoded");
+        Reply::empty(Status::InvalidPayload)
+    }
+
+    /// Adds metadata.
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// The reply as a future that is ready.
+    pub fn boxed(self) -> BoxReply {
+        Box::pin(std::future::ready(self))
+    }
+}
+
+/// A service in a session's list, and who takes the money if it has a price.
+pub(crate) struct ServiceEntry {
+    pub(crate) service: Arc<dyn Service>,
+    pub(crate) payee: Option<Arc<Payee>>,
+    guards: parking_lot::Mutex<HashMap<MethodId, Arc<MethodGuard>>>,
+}
+
+impl ServiceEntry {
+    pub(crate) fn guard(&self, method: MethodId) -> Arc<MethodGuard> {
+        self.guards.lock().entry(method).or_default().clone()
+    }
+}
+
+/// The services that a side serves, by name. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Services {
+    by_name: Arc<HashMap<String, Arc<ServiceEntry>>>,
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.by_name.keys()).finish()
+    }
+}
+
+impl Services {
+    /// No services.
+    pub fn new() -> Self {
+        Services::default()
+    }
+
+    /// Adds a service that anybody may use.
+    #[must_use]
+    pub fn with(self, service: impl Service) -> Self {
+        self.insert(Arc::new(service), None)
+    }
+
+    /// Adds a service that `payee` sells.
+    #[must_use]
+    pub fn with_paid(self, service: impl Service, payee: Arc<Payee>) -> Self {
+        self.insert(Arc::new(service), Some(payee))
+    }
+
+    fn insert(mut self, service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
+        let name = service.name().to_owned();
+        let entry = ServiceEntry { service, payee, guards: Default::default() };
+        // Services are listed before they are shared, so this copies nothing as a rule.
+        Arc::make_mut(&mut self.by_name).insert(name, Arc::new(entry));
+        self
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<ServiceEntry>> {
+        self.by_name.get(name)
+    }
+}
+
+/// Calls of a method for which handlers are spawned after one was found not to be short.
+const SPAWN_AFTER_LONG: u32 = 512;
+/// A first poll within this time is short: about what spawning a task costs on another core.
+pub(crate) const SHORT: Duration = Duration::from_micros(4);
+
+/// Whether the handlers of one method may be polled on the driver: never blind.
+///
+/// The first call of a method is spawned and timed. Was it done in its first poll and short, the next ones are polled
+/// inline, each timed; one that is not makes the next 512 calls spawn, and the call after them is a probe again.
+#[derive(Debug)]
+pub(crate) struct MethodGuard {
+    /// Calls that are still to be spawned; the last of them is the probe. Zero: poll inline.
+    to_spawn: AtomicU32,
+}
+
+impl Default for MethodGuard {
+    fn default() -> Self {
+        MethodGuard { to_spawn: AtomicU32::new(1) }
+    }
+}
+
+/// How a handler is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunAs {
+    Inline,
+    Spawned,
+    /// Spawned, and its first poll is timed.
+    Probe,
+}
+
+impl MethodGuard {
+    pub(crate) fn decide(&self) -> RunAs {
+        let left = self.to_spawn.load(Ordering::Relaxed);
+        match left {
+            0 => RunAs::Inline,
+            // A probe is under way until it reports; its neighbours are spawned.
+            1 => match self.to_spawn.compare_exchange(1, u32::MAX, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => RunAs::Probe,
+                Err(_) => RunAs::Spawned,
+            },
+            u32::MAX => RunAs::Spawned,
+            _ => {
+                // Racing sessions may count one call twice; the figure is a rule of thumb.
+                let _raced = self.to_spawn.compare_exchange(left, left - 1, Ordering::Relaxed, Ordering::Relaxed);
+                RunAs::Spawned
+            }
+        }
+    }
+
+    /// Reports a first poll: done or not, and how long it took.
+    pub(crate) fn report(&self, done: bool, took: Duration) {
+        let next = if done && took <= SHORT { 0 } else { SPAWN_AFTER_LONG };
+        self.to_spawn.store(next, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_is_never_polled_inline_blind() {
+        let guard = MethodGuard::default();
+        assert_eq!([guard.decide(), guard.decide()], [RunAs::Probe, RunAs::Spawned], "until the probe reports");
+        guard.report(true, Duration::from_micros(1));
+        assert_eq!(guard.decide(), RunAs::Inline);
+        guard.report(true, Duration::from_micros(5));
+        for _ in 0..SPAWN_AFTER_LONG - 1 {
+            assert_eq!(guard.decide(), RunAs::Spawned);
+        }
+        assert_eq!(guard.decide(), RunAs::Probe);
+        guard.report(false, Duration::from_micros(1));
+        assert_eq!(guard.decide(), RunAs::Spawned, "a handler that waits is not polled inline either");
+    }
+}

@@ -1,0 +1,661 @@
+//! Streams of typed items: [`Tx`] sends, [`Rx`] receives.
+//!
+//! [`stream`] makes a pair. One half goes to the peer inside a call's arguments, a result or an item; the other stays.
+//! Both ends of the wire share one small machine each ([`SendStream`] or [`RecvStream`]) behind a lock of its own, so
+//! that sending and receiving items takes neither the session's lock nor its task.
+//!
+//! Lock order: session, then stream. A stream's lock is dropped before the session's is taken.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use smallvec::SmallVec;
+use tollway_protocol::error::{Violation, code};
+use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::message::Flow;
+use tollway_protocol::stream::{Ending, Grant, ItemRun, RecvStream, SendStream, StreamKey, Taken};
+
+use super::codec::{self, OutboundSlots};
+use crate::shared::Shared;
+
+/// Credit that may wait in a sender's outbox before `send` waits: twice the largest frame of small items, so that one
+/// is being filled while the other is written.
+const OUTBOX_BYTES: u64 = 128 * 1024;
+
+/// Items between two charges to the cooperative budget of the task: each item is 15 ns, and one charge for each would
+/// make the task yield 4 times as often as others are helped by.
+const ITEMS_PER_BUDGET: u32 = 8;
+
+/// Runs below this size are copied out of the block that they were read into, so that an unread stream pins what it
+/// holds and not the block.
+const DETACH_BELOW: usize = 16 * 1024;
+
+/// Why a stream ended before its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The sender gave up with this code.
+    #[error("the sender gave the stream up (code {0})")]
+    Reset(u32),
+    /// The receiver wants no more, with this code.
+    #[error("the receiver wants no more (code {0})")]
+    Stopped(u32),
+    /// The connection or the session ended.
+    #[error("the connection of the stream has ended")]
+    ConnectionEnded,
+    /// The call that was to carry the stream was never sent.
+    #[error("the call that was to carry the stream was not sent")]
+    NotSent,
+    /// The stream was finished on this side.
+    #[error("the stream was finished")]
+    Finished,
+    /// An item that cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] codec::EncodeError),
+    /// An item that is not of the expected type.
+    #[error(transparent)]
+    Decode(#[from] codec::DecodeError),
+    /// An item above what the receiver takes.
+    #[error("an item of {bytes} bytes is above the receiver's limit of {limit} bytes")]
+    ItemTooLarge {
+        /// The item, in bytes.
+        bytes: usize,
+        /// The receiver's limit, in bytes.
+        limit: u32,
+    },
+}
+
+/// The machine of a stream on this side.
+enum Side {
+    Send(SendStream),
+    Recv(RecvStream),
+}
+
+struct CoreState {
+    side: Side,
+    /// The session and the key there, once the stream is announced.
+    bound: Option<(Arc<Shared>, StreamKey)>,
+    /// The half that went to the peer.
+    given: Option<Flow>,
+    failed: Option<StreamError>,
+    /// Why the receiver wants no more; the sender must see it.
+    stopped: Option<u32>,
+    max_item: u32,
+    waker: Option<Waker>,
+    /// Streams that arrived inside items and were not decoded yet.
+    arrived: FxHashMap<StreamKey, InboundStream>,
+}
+
+/// What both halves and the session share of one stream.
+pub(crate) struct StreamCore {
+    state: Mutex<CoreState>,
+}
+
+/// What is to be done when all locks are dropped: wakers may run anything, and so may drops.
+#[must_use]
+#[derive(Default)]
+pub(crate) struct Aftermath {
+    wakers: SmallVec<[Waker; 4]>,
+    /// Dropping one of them tells the session.
+    streams: Vec<InboundStream>,
+    cores: Vec<Arc<StreamCore>>,
+}
+
+impl Aftermath {
+    pub(crate) fn wake(&mut self, waker: Option<Waker>) {
+        self.wakers.extend(waker);
+    }
+
+    pub(crate) fn bury(&mut self, core: Option<Arc<StreamCore>>) {
+        self.cores.extend(core);
+    }
+
+    pub(crate) fn bury_all(&mut self, cores: impl Iterator<Item = Arc<StreamCore>>) {
+        self.cores.extend(cores);
+    }
+
+    pub(crate) fn discard(&mut self, streams: Vec<InboundStream>) {
+        self.streams.extend(streams);
+    }
+
+    /// To be called without a lock.
+    pub(crate) fn settle(self) {
+        self.wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl StreamCore {
+    fn new(side: Side, bound: Option<(Arc<Shared>, StreamKey)>, max_item: u32) -> Arc<Self> {
+        let state = CoreState {
+            side,
+            bound,
+            given: None,
+            failed: None,
+            stopped: None,
+            max_item,
+            waker: None,
+            arrived: FxHashMap::default(),
+        };
+        Arc::new(StreamCore { state: Mutex::new(state) })
+    }
+
+    /// The core of a stream that the peer announced.
+    pub(crate) fn inbound(
+        shared: &Arc<Shared>,
+        key: StreamKey,
+        flow: Flow,
+        (own, peer): (&ConnectionLimits, &ConnectionLimits),
+    ) -> Arc<Self> {
+        let side = match flow {
+            Flow::ToPeer => Side::Send(SendStream::new(u64::from(peer.stream_window))),
+            Flow::FromPeer => Side::Recv(RecvStream::new(u64::from(own.stream_window))),
+        };
+        StreamCore::new(side, Some((shared.clone(), key)), peer.max_item)
+    }
+
+    /// Binds a stream of ours to its announcement, under the session's lock. Returns a code with which the stream is to
+    /// be stopped, if its receiver is gone already.
+    pub(crate) fn bind(
+        &self,
+        shared: &Arc<Shared>,
+        key: StreamKey,
+        (own, peer): (&ConnectionLimits, &ConnectionLimits),
+        after: &mut Aftermath,
+    ) -> Option<u32> {
+        let mut state = self.state.lock();
+        state.bound = Some((shared.clone(), key));
+        state.max_item = peer.max_item;
+        after.wake(state.waker.take());
+        let given = state.given;
+        match (&mut state.side, given) {
+            (Side::Send(send), Some(Flow::ToPeer)) => {
+                send.bind(u64::from(peer.stream_window));
+                None
+            }
+            _ => {
+                let mut recv = RecvStream::new(u64::from(own.stream_window));
+                let stop = state.stopped.filter(|_| recv.stop().0);
+                state.side = Side::Recv(recv);
+                stop
+            }
+        }
+    }
+
+    /// Marks the half that goes to the peer. `flow` is seen from this side: giving the receiver away makes it `ToPeer`.
+    pub(super) fn give_away(&self, flow: Flow) -> Result<(), &'static str> {
+        let mut state = self.state.lock();
+        if state.given.is_some() || state.bound.is_some() {
+            return Err("a stream travels only once");
+        }
+        if let (Flow::FromPeer, Side::Send(send)) = (flow, &state.side)
+            && (send.buffered() > 0 || !send.is_open())
+        {
+            return Err("the sender was used before it was sent");
+        }
+        state.given = Some(flow);
+        Ok(())
+    }
+
+    /// What was to announce the stream was never sent.
+    pub(super) fn fail_unsent(&self) {
+        let mut after = Aftermath::default();
+        self.fail(StreamError::NotSent, &mut after);
+        after.settle();
+    }
+
+    /// Ends both halves with an error. What was received before is still there.
+    pub(crate) fn fail(&self, error: StreamError, after: &mut Aftermath) {
+        let mut state = self.state.lock();
+        state.failed.get_or_insert(error);
+        after.wake(state.waker.take());
+    }
+
+    /// Takes items in, under the session's lock.
+    pub(crate) fn handle_items(
+        &self,
+        run: ItemRun,
+        slots: Vec<InboundStream>,
+        after: &mut Aftermath,
+    ) -> Result<(), Violation> {
+        let run = if run.as_bytes().len() < DETACH_BELOW { run.detached() } else { run };
+        let mut state = self.state.lock();
+        let Side::Recv(recv) = &mut state.side else {
+            after.discard(slots);
+            return Ok(());
+        };
+        let keys = slots.iter().map(|slot| slot.key).collect();
+        let result = recv.handle_items(run, keys);
+        if result.is_err() || recv.is_stopped() {
+            after.discard(slots);
+            return result.map(drop);
+        }
+        state.arrived.extend(slots.into_iter().map(|slot| (slot.key, slot)));
+        after.wake(state.waker.take());
+        Ok(())
+    }
+
+    pub(crate) fn handle_ending(&self, ending: Ending, after: &mut Aftermath) {
+        let mut state = self.state.lock();
+        if let Side::Recv(recv) = &mut state.side {
+            recv.handle_ending(ending);
+        }
+        after.wake(state.waker.take());
+    }
+
+    /// The receiver wants no more. Returns whether the stream is ready, to send its reset, and streams that will never
+    /// be announced.
+    pub(crate) fn handle_stopped(&self, code: u32, after: &mut Aftermath) -> (bool, Vec<StreamKey>) {
+        let mut state = self.state.lock();
+        state.stopped.get_or_insert(code);
+        after.wake(state.waker.take());
+        match &mut state.side {
+            Side::Send(send) => send.reset(code),
+            Side::Recv(_) => (false, Vec::new()),
+        }
+    }
+
+    /// The receiver can take more. Returns whether the stream has become ready.
+    pub(crate) fn handle_credit(&self, limit: u64) -> Result<bool, Violation> {
+        match &mut self.state.lock().side {
+            Side::Send(send) => send.handle_credit(limit),
+            Side::Recv(_) => Ok(false),
+        }
+    }
+
+    /// Takes items for writing, under the session's lock.
+    pub(crate) fn take(&self, max_bytes: usize, affordable: &dyn Fn(u64, u64) -> bool, after: &mut Aftermath) -> Taken {
+        let mut state = self.state.lock();
+        let Side::Send(send) = &mut state.side else { return Taken::Empty };
+        let taken = send.take(max_bytes, affordable);
+        if send.buffered() < OUTBOX_BYTES {
+            after.wake(state.waker.take());
+        }
+        taken
+    }
+
+    /// The sending half is gone or finished.
+    fn close_sender(&self, how: Ending) {
+        let mut state = self.state.lock();
+        if state.given == Some(Flow::FromPeer) {
+            return;
+        }
+        let Side::Send(send) = &mut state.side else { return };
+        let (ready, dropped) = match how {
+            Ending::End => (send.finish(), Vec::new()),
+            Ending::Reset(code) if send.is_open() => send.reset(code),
+            Ending::Reset(_) => return,
+        };
+        let bound = state.bound.clone();
+        drop(state);
+        if let Some((shared, key)) = bound {
+            shared.stream_ready(key, ready, &dropped);
+        }
+    }
+
+    /// The receiving half is gone.
+    fn close_receiver(&self, code: u32) {
+        let mut state = self.state.lock();
+        if state.given == Some(Flow::ToPeer) {
+            return;
+        }
+        let stop = match &mut state.side {
+            // The streams of unread items are in `arrived`.
+            Side::Recv(recv) => recv.stop().0,
+            // Its sender is on this side too, or is about to be sent away: it will see the stop.
+            Side::Send(_) => {
+                state.stopped.get_or_insert(code);
+                false
+            }
+        };
+        let (bound, waker) = (state.bound.clone(), state.waker.take());
+        let arrived = std::mem::take(&mut state.arrived);
+        drop(state);
+        // Each of them is ended by its drop.
+        drop(arrived);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let (Some((shared, key)), true) = (bound, stop) {
+            shared.stop_stream(key, code);
+        }
+    }
+}
+
+/// A stream that the peer announced, before anything decoded it. Dropped, it tells the peer that nobody is there.
+pub(crate) struct InboundStream {
+    core: Option<Arc<StreamCore>>,
+    key: StreamKey,
+    flow: Flow,
+}
+
+impl InboundStream {
+    pub(crate) fn new(core: Arc<StreamCore>, key: StreamKey, flow: Flow) -> Self {
+        InboundStream { core: Some(core), key, flow }
+    }
+
+    /// The half that this side got, seen from this side.
+    pub(super) fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    fn into_core(mut self) -> Option<Arc<StreamCore>> {
+        self.core.take()
+    }
+}
+
+impl Drop for InboundStream {
+    fn drop(&mut self) {
+        let Some(core) = self.core.take() else { return };
+        match self.flow {
+            Flow::ToPeer => core.close_sender(Ending::Reset(code::DROPPED)),
+            Flow::FromPeer => core.close_receiver(code::DROPPED),
+        }
+    }
+}
+
+/// Makes a stream. One half is to travel in a call, a result or an item; the other stays here.
+///
+/// ```
+/// let (tx, rx) = tollway::rpc::stream::<u64>();
+/// # drop((tx, rx));
+/// ```
+pub fn stream<T>() -> (Tx<T>, Rx<T>) {
+    let core = StreamCore::new(Side::Send(SendStream::new(0)), None, u32::MAX);
+    (Tx::new(core.clone()), Rx::new(core))
+}
+
+/// The sending half of a stream of `T`.
+///
+/// Ends with [`finish`](Self::finish). Dropped without it, items that are not on their way are dropped too, and the
+/// receiver sees [`StreamError::Reset`]: a stream that broke off never looks complete.
+pub struct Tx<T> {
+    core: Arc<StreamCore>,
+    /// The outbox was full after the last item.
+    full: bool,
+    until_budget: u32,
+    /// `fn(T)`: a `Tx` takes values and holds none.
+    items: PhantomData<fn(T)>,
+}
+
+impl<T> fmt::Debug for Tx<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx").finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// Where items are encoded before a lock is taken: a `Serialize` may panic, be slow, or use another stream.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room in front of an item in the scratch buffer for its length: a varint of a `u32`.
+const PREFIX_ROOM: usize = 5;
+/// Items from this size up leave the scratch buffer as they are, without a copy.
+const OWN_BUFFER: usize = 4 * 1024;
+
+impl<T> Tx<T> {
+    fn new(core: Arc<StreamCore>) -> Self {
+        Tx { core, full: false, until_budget: ITEMS_PER_BUDGET, items: PhantomData }
+    }
+
+    /// Says that all items were sent. They are delivered before the receiver sees the end.
+    pub fn finish(self) {
+        self.core.close_sender(Ending::End);
+    }
+
+    /// Gives the stream up: items that are not on their way are dropped, and the receiver sees
+    /// [`StreamError::Reset`] with this code.
+    pub fn reset(self, code: u32) {
+        self.core.close_sender(Ending::Reset(code));
+    }
+
+    /// Waits until there is room for an item, or the stream has ended.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.core.state.lock();
+        let full = match &state.side {
+            Side::Send(send) => send.buffered() >= OUTBOX_BYTES,
+            Side::Recv(_) => false,
+        };
+        if full && state.failed.is_none() && state.stopped.is_none() {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        self.full = false;
+        Poll::Ready(())
+    }
+}
+
+impl<T: Serialize> Tx<T> {
+    /// Sends an item. Returns when it is in the outbox, which is bounded: it waits while the receiver is slower.
+    ///
+    /// Small items share frames and writes by themselves; none is held back for others.
+    ///
+    /// # Errors
+    /// When the receiver wants no more, the connection ended, or the item cannot be encoded or is too large.
+    ///
+    /// # Cancel safety
+    /// A dropped future has sent its item entirely or not at all.
+    pub async fn send(&mut self, item: T) -> Result<(), StreamError> {
+        self.until_budget -= 1;
+        if self.until_budget == 0 {
+            self.until_budget = ITEMS_PER_BUDGET;
+            tokio::task::consume_budget().await;
+        }
+        if self.full {
+            std::future::poll_fn(|cx| self.poll_room(cx)).await;
+        }
+        self.push(&item)
+    }
+
+    fn push(&mut self, item: &T) -> Result<(), StreamError> {
+        let mut scratch = SCRATCH.take();
+        scratch.clear();
+        scratch.resize(PREFIX_ROOM, 0);
+        let slots = codec::encode_into(item, &mut scratch)?;
+        let bytes = scratch.len() - PREFIX_ROOM;
+        let result = if slots.is_empty() && bytes < OWN_BUFFER {
+            let result = self.push_with(bytes, |send| send.push(&scratch[PREFIX_ROOM..]));
+            // The next item of this thread finds the buffer again; one that grew large was given away below.
+            SCRATCH.set(scratch);
+            result
+        } else {
+            self.push_large(scratch, slots)
+        };
+        let (bound, ready) = result?;
+        if let (Some((shared, key)), true) = (bound, ready) {
+            shared.stream_ready(key, true, &[]);
+        }
+        Ok(())
+    }
+
+    /// Frames a large item, or one with streams in it, in the buffer in which it was encoded.
+    fn push_large(&mut self, mut scratch: Vec<u8>, slots: OutboundSlots) -> Result<Bound, StreamError> {
+        let bytes = scratch.len() - PREFIX_ROOM;
+        let length = u32::try_from(bytes).map_err(|_| StreamError::ItemTooLarge { bytes, limit: u32::MAX })?;
+        let mut prefix = [0; PREFIX_ROOM];
+        let prefix = postcard::to_slice(&length, &mut prefix).expect("five bytes hold the varint of a u32");
+        let start = PREFIX_ROOM - prefix.len();
+        scratch[start..PREFIX_ROOM].copy_from_slice(prefix);
+        let framed = Bytes::from(scratch).slice(start..);
+        let keys = self.announce(slots)?;
+        self.push_with(bytes, |send| send.push_framed(framed, keys))
+    }
+
+    /// Creates the streams that an item carries.
+    fn announce(&self, slots: OutboundSlots) -> Result<Vec<StreamKey>, StreamError> {
+        if slots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bound = self.core.state.lock().bound.clone();
+        let (shared, key) = bound.ok_or(StreamError::NotSent)?;
+        shared.create_item_streams(key, slots).map_err(|_| StreamError::ConnectionEnded)
+    }
+
+    fn push_with(&mut self, bytes: usize, push: impl FnOnce(&mut SendStream) -> bool) -> Result<Bound, StreamError> {
+        let mut state = self.core.state.lock();
+        if let Some(code) = state.stopped {
+            return Err(StreamError::Stopped(code));
+        }
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        if bytes > state.max_item as usize {
+            return Err(StreamError::ItemTooLarge { bytes, limit: state.max_item });
+        }
+        let Side::Send(send) = &mut state.side else { return Err(StreamError::Finished) };
+        let ready = push(send);
+        self.full = send.buffered() >= OUTBOX_BYTES;
+        let bound = if ready { state.bound.clone() } else { None };
+        Ok((bound, ready))
+    }
+}
+
+/// The session to tell, and whether it must be told.
+type Bound = (Option<(Arc<Shared>, StreamKey)>, bool);
+
+impl<T> Drop for Tx<T> {
+    fn drop(&mut self) {
+        self.core.close_sender(Ending::Reset(code::DROPPED));
+    }
+}
+
+/// The receiving half of a stream of `T`. Dropped, it tells the sender that no more is wanted.
+pub struct Rx<T> {
+    core: Arc<StreamCore>,
+    /// The run that is being read; it needs no lock.
+    run: Option<ItemRun>,
+    /// Streams of the run's single item.
+    slots: Vec<InboundStream>,
+    /// Credit and items of the run, given back when it is read.
+    taken: (u64, u64),
+    until_budget: u32,
+    items: PhantomData<fn() -> T>,
+}
+
+impl<T> fmt::Debug for Rx<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rx").finish_non_exhaustive()
+    }
+}
+
+impl<T> Rx<T> {
+    fn new(core: Arc<StreamCore>) -> Self {
+        let (run, slots) = (None, Vec::new());
+        Rx { core, run, slots, taken: (0, 0), until_budget: ITEMS_PER_BUDGET, items: PhantomData }
+    }
+
+    /// Gives the credit of a run that was read back, and takes the next one.
+    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
+        let (credit, items) = std::mem::take(&mut self.taken);
+        let mut state = self.core.state.lock();
+        let mut grant: Option<Grant> = None;
+        let mut next = None;
+        let mut ending = None;
+        if let Side::Recv(recv) = &mut state.side {
+            grant = if credit > 0 { recv.consume(credit, items) } else { None };
+            next = recv.take_run();
+            ending = recv.ending();
+        }
+        let answer = match (&next, ending, &state.failed) {
+            (Some(_), _, _) => Poll::Ready(Ok(true)),
+            (None, Some(Ending::End), _) => Poll::Ready(Ok(false)),
+            (None, Some(Ending::Reset(code)), _) => Poll::Ready(Err(StreamError::Reset(code))),
+            (None, None, Some(error)) => Poll::Ready(Err(error.clone())),
+            (None, None, None) => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        };
+        let bound = if grant.is_some() { state.bound.clone() } else { None };
+        if let Some((run, keys)) = next {
+            self.taken = (run.credit(), u64::from(run.items()));
+            self.run = Some(run);
+            self.slots = keys.iter().filter_map(|key| state.arrived.remove(key)).collect();
+        }
+        drop(state);
+        if let (Some((shared, key)), Some(grant)) = (bound, grant) {
+            shared.grant(key, grant);
+        }
+        answer
+    }
+}
+
+impl<T: DeserializeOwned> Rx<T> {
+    /// Receives the next item, or `None` after the last one.
+    ///
+    /// # Errors
+    /// When the sender gave up, the connection ended, or an item is not a `T` (the stream goes on after that one).
+    ///
+    /// # Cancel safety
+    /// A dropped future has taken nothing.
+    pub async fn recv(&mut self) -> Result<Option<T>, StreamError> {
+        self.until_budget -= 1;
+        if self.until_budget == 0 {
+            self.until_budget = ITEMS_PER_BUDGET;
+            tokio::task::consume_budget().await;
+        }
+        loop {
+            if let Some(run) = &mut self.run {
+                if let Some(item) = run.peek() {
+                    let slots = std::mem::take(&mut self.slots);
+                    let decoded = codec::decode(item, slots);
+                    run.skip();
+                    return Ok(Some(decoded?));
+                }
+                self.run = None;
+            }
+            if !std::future::poll_fn(|cx| self.poll_run(cx)).await? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl<T> Drop for Rx<T> {
+    fn drop(&mut self) {
+        self.core.close_receiver(code::DROPPED);
+    }
+}
+
+fn serialize_half<S: Serializer>(core: &Arc<StreamCore>, flow: Flow, serializer: S) -> Result<S::Ok, S::Error> {
+    let index = codec::enter_slot(core, flow).map_err(ser::Error::custom)?;
+    serializer.serialize_u32(index)
+}
+
+fn deserialize_half<'de, D: Deserializer<'de>>(flow: Flow, deserializer: D) -> Result<Arc<StreamCore>, D::Error> {
+    let index = u32::deserialize(deserializer)?;
+    let stream = codec::take_slot(index, flow).map_err(de::Error::custom)?;
+    stream.into_core().ok_or_else(|| de::Error::custom("the stream has ended"))
+}
+
+impl<T> Serialize for Tx<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_half(&self.core, Flow::FromPeer, serializer)
+    }
+}
+
+impl<T> Serialize for Rx<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_half(&self.core, Flow::ToPeer, serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Tx<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_half(Flow::ToPeer, deserializer).map(Tx::new)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Rx<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_half(Flow::FromPeer, deserializer).map(Rx::new)
+    }
+}

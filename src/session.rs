@@ -1,0 +1,262 @@
+//! The handle of a session: connect or accept over a conduit, open virtual connections.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::metadata::Metadata;
+use tollway_protocol::session::{CommandError, Config, LaneMode, Machine, PayerMoney, Role};
+
+use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
+use crate::connection::Connection;
+use crate::driver::{Driver, Serving};
+use crate::payment::Mailbox;
+use crate::rpc::Services;
+use crate::shared::{ConnectionCell, OpenAnswer, Shared};
+
+/// What a session is to be.
+#[derive(Debug, Clone, Default)]
+pub struct SessionConfig {
+    /// Limits, timeouts and metadata of the session. Its lane mode is set from the conduit.
+    pub protocol: Config,
+    /// What this side receives on each connection that it accepts.
+    pub connection_limits: ConnectionLimits,
+    /// What this side serves to the peer: both sides may.
+    pub services: Services,
+}
+
+/// A session that could not be established.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no session with {peer}: {end}")]
+pub struct SessionError {
+    /// The other end.
+    pub peer: String,
+    /// Why.
+    pub end: SessionEnd,
+}
+
+/// An open that did not lead to a connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The service has a price, and these are its signed terms: see [`Wallet`](crate::payment::Wallet).
+    #[error("the service must be paid for")]
+    PaymentRequired {
+        /// The terms as they came; nothing about them was checked.
+        terms: Bytes,
+    },
+    /// The peer rejected it.
+    #[error("the peer rejected the connection: {reason}")]
+    Rejected {
+        /// Why.
+        reason: Reason,
+        /// More about it.
+        metadata: Metadata,
+    },
+    /// It could not be asked for.
+    #[error(transparent)]
+    NotSent(#[from] CommandError),
+    /// The connection or the session ended before the answer.
+    #[error("no answer: {0}")]
+    Ended(ConnectionEnd),
+}
+
+/// A session with a peer. Clones share it; with the last clone and the last of its connections it closes.
+#[derive(Clone)]
+pub struct Session {
+    inner: Arc<SessionInner>,
+}
+
+pub(crate) struct SessionInner {
+    pub(crate) shared: Arc<Shared>,
+    peer: Arc<PeerInfo>,
+    metadata: Metadata,
+    limits: ConnectionLimits,
+}
+
+impl Session {
+    /// Starts a session as the side that speaks first.
+    ///
+    /// # Errors
+    /// When the peer does not speak Tollway, refuses, or does not answer in time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the conduit.
+    pub async fn connect<C: Conduit>(conduit: C, config: SessionConfig) -> Result<Session, SessionError>
+    where
+        C::Reader: Unpin,
+        C::Writer: Unpin,
+    {
+        Session::start(conduit, config, Role::Initiator).await
+    }
+
+    /// Starts a session as the side that answers.
+    ///
+    /// # Errors
+    /// When the peer does not speak Tollway, or does not finish its hello in time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the conduit.
+    pub async fn accept<C: Conduit>(conduit: C, config: SessionConfig) -> Result<Session, SessionError>
+    where
+        C::Reader: Unpin,
+        C::Writer: Unpin,
+    {
+        Session::start(conduit, config, Role::Responder).await
+    }
+
+    async fn start<C: Conduit>(conduit: C, config: SessionConfig, role: Role) -> Result<Session, SessionError>
+    where
+        C::Reader: FrameReader + Unpin,
+        C::Writer: FrameWriter + Unpin,
+    {
+        let peer = Arc::new(conduit.peer());
+        let mut protocol = config.protocol;
+        protocol.lanes = match conduit.lanes() {
+            Lanes::PerConnection => LaneMode::PerConnection,
+            Lanes::One => LaneMode::One,
+        };
+        let max_frame = protocol.limits.max_frame as usize;
+        let (opened, answer) = oneshot::channel();
+        let shared = Shared::new(
+            |now| match role {
+                Role::Initiator => Machine::initiator(protocol, now),
+                Role::Responder => Machine::responder(protocol, now),
+            },
+            opened,
+        );
+        let limits = config.connection_limits;
+        let serving = Serving { services: config.services, limits, peer: peer.clone(), max_frame };
+        let (reader, writer) = conduit.split();
+        tokio::spawn(Driver::new(shared.clone(), serving, reader, writer));
+        // Made before the answer is awaited: a dropped future closes the session like a dropped handle.
+        let mut inner = SessionInner { shared, peer, metadata: Metadata::new(), limits };
+        match answer.await {
+            Ok(metadata) => {
+                inner.metadata = metadata;
+                Ok(Session { inner: Arc::new(inner) })
+            }
+            Err(_ended) => Err(SessionError { peer: inner.peer.to_string(), end: inner.shared.closed().await }),
+        }
+    }
+
+    /// The other end of the conduit.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.inner.peer
+    }
+
+    /// What the peer said in its hello.
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.metadata
+    }
+
+    /// Opens a connection to an unpaid service.
+    ///
+    /// # Errors
+    /// When the peer rejects it, asks for payment, or does not answer in time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection on both sides, even if it is accepted later.
+    pub async fn open(&self, service: &str) -> Result<Connection, OpenError> {
+        self.open_with(service, self.inner.limits, Metadata::new(), None).await
+    }
+
+    pub(crate) async fn open_with(
+        &self,
+        service: &str,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
+    ) -> Result<Connection, OpenError> {
+        let shared = &self.inner.shared;
+        let (id, cell, answer) = shared.open(service, limits, metadata, paid, None)?;
+        // From here a drop closes: before the answer, too.
+        let abandon = Abandon { shared, id, cell: &cell, armed: true };
+        match answer.await {
+            Ok(OpenAnswer::Accepted { metadata, receipt: _ }) => {
+                abandon.disarm();
+                Ok(Connection::new(self.inner.clone(), id, cell, metadata))
+            }
+            Ok(OpenAnswer::Rejected { reason, terms, .. }) if reason.code == code::PAYMENT_REQUIRED => {
+                abandon.disarm();
+                Err(OpenError::PaymentRequired { terms })
+            }
+            Ok(OpenAnswer::Rejected { reason, metadata, .. }) => {
+                abandon.disarm();
+                Err(OpenError::Rejected { reason, metadata })
+            }
+            Ok(OpenAnswer::Ended(end)) => Err(OpenError::Ended(end)),
+            Err(_ended) => Err(OpenError::Ended(ConnectionEnd::Session(shared.closed().await))),
+        }
+    }
+
+    /// The last measured round-trip time.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.inner.shared.lock().machine.rtt()
+    }
+
+    /// Why the session ended, once it did.
+    pub fn end(&self) -> Option<&SessionEnd> {
+        self.inner.shared.end()
+    }
+
+    /// Waits for the end of the session.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn closed(&self) -> SessionEnd {
+        self.inner.shared.closed().await
+    }
+
+    /// Closes the session now, with everything in it. What is not on its way is dropped: close after the answers that
+    /// you want delivered.
+    pub fn close(&self, reason: Reason) {
+        self.inner.shared.close_session(reason);
+    }
+
+    /// Connections that are open, opening or closing.
+    pub fn connection_count(&self) -> usize {
+        self.inner.shared.lock().machine.connection_count()
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("peer", &self.inner.peer).field("end", &self.end()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for SessionInner {
+    fn drop(&mut self) {
+        if self.shared.end().is_none() {
+            self.shared.close_session(Reason::none());
+        }
+    }
+}
+
+/// An open that is given up by a drop is closed: the late answer is consumed, and both sides forget the id.
+struct Abandon<'a> {
+    shared: &'a Shared,
+    id: ConnectionId,
+    cell: &'a ConnectionCell,
+    armed: bool,
+}
+
+impl Abandon<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        if self.armed && self.cell.end().is_none() {
+            self.shared.close_connection(self.id, Reason::new(code::ABANDONED, "the opener gave up"));
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! What a session's handles, its streams and its driver share: the machine and its tables behind one short lock.
+//!
+//! Nothing under the lock waits, calls user code or wakes: what is to be woken or dropped is collected in an
+//! [`Aftermath`]. The lock comes before any stream's.
+
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use rustc_hash::FxHashMap;
+use slotmap::{SecondaryMap, SlotMap};
+use tokio::sync::{Notify, oneshot};
+use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd};
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
+use tollway_protocol::session::{
+    CallKey, CallSpec, CommandError, Machine, MoneyCount, PayerMoney, ResponseSpec, StreamSource,
+};
+use tollway_protocol::stream::{Grant, StreamKey, Taken};
+use tollway_protocol::time::Time;
+
+use crate::handler::{CancelFlag, ServedBody};
+use crate::payment::Mailbox;
+use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
+
+/// One session.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// The origin of the machine's time.
+    start: Instant,
+    end: OnceLock<SessionEnd>,
+    ended: Notify,
+}
+
+slotmap::new_key_type! {
+    /// A place where a caller waits for an answer.
+    pub(crate) struct SlotKey;
+}
+
+/// What the lock guards.
+pub(crate) struct State {
+    pub(crate) machine: Machine,
+    /// Where callers wait. An answer may lie here when the machine has forgotten its call and used the key's place
+    /// again, so the slots have keys of their own.
+    pub(crate) slots: SlotMap<SlotKey, CallSlot>,
+    /// The slots of calls that are not answered.
+    pub(crate) calls: SecondaryMap<CallKey, SlotKey>,
+    /// Handlers of the peer's calls that can be told of a cancel.
+    pub(crate) served: SecondaryMap<CallKey, Arc<CancelFlag>>,
+    pub(crate) streams: SecondaryMap<StreamKey, Arc<StreamCore>>,
+    /// Streams of calls that wait for their price, until the calls are delivered.
+    pub(crate) announced: FxHashMap<CallKey, Vec<InboundStream>>,
+    pub(crate) opens: FxHashMap<ConnectionId, oneshot::Sender<OpenAnswer>>,
+    pub(crate) connections: FxHashMap<ConnectionId, Arc<ConnectionCell>>,
+    pub(crate) mailboxes: FxHashMap<ConnectionId, Arc<Mailbox>>,
+    /// Answers [`Event::SessionOpened`] to whoever waits for the handshake.
+    pub(crate) opened: Option<oneshot::Sender<Metadata>>,
+    driver: Option<Waker>,
+    /// Something was put into the outbox since the driver looked.
+    kicked: bool,
+}
+
+/// The answer to an open.
+pub(crate) enum OpenAnswer {
+    Accepted { metadata: Metadata, receipt: Bytes },
+    Rejected { reason: Reason, metadata: Metadata, terms: Bytes },
+    Ended(ConnectionEnd),
+}
+
+/// What the handles of one connection share.
+#[derive(Default)]
+pub(crate) struct ConnectionCell {
+    end: OnceLock<(ConnectionEnd, Option<MoneyCount>)>,
+    ended: Notify,
+    /// The service that this side serves on it.
+    pub(crate) service: Option<Arc<ServiceEntry>>,
+}
+
+impl ConnectionCell {
+    pub(crate) fn serving(service: Option<Arc<ServiceEntry>>) -> Arc<Self> {
+        Arc::new(ConnectionCell { service, ..Default::default() })
+    }
+
+    pub(crate) fn set_end(&self, end: ConnectionEnd, money: Option<MoneyCount>) {
+        if self.end.set((end, money)).is_ok() {
+            self.ended.notify_waiters();
+        }
+    }
+
+    pub(crate) fn end(&self) -> Option<&ConnectionEnd> {
+        self.end.get().map(|(end, _)| end)
+    }
+
+    /// The counts of a paid connection as they stood in the end.
+    pub(crate) fn final_money(&self) -> Option<MoneyCount> {
+        self.end.get().and_then(|(_, money)| *money)
+    }
+
+    pub(crate) async fn closed(&self) -> ConnectionEnd {
+        loop {
+            let ended = self.ended.notified();
+            if let Some(end) = self.end() {
+                return end.clone();
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(make: impl FnOnce(Time) -> Machine, opened: oneshot::Sender<Metadata>) -> Arc<Self> {
+        let state = State {
+            machine: make(Time::ZERO),
+            slots: SlotMap::with_key(),
+            calls: SecondaryMap::new(),
+            served: SecondaryMap::new(),
+            streams: SecondaryMap::new(),
+            announced: FxHashMap::default(),
+            opens: FxHashMap::default(),
+            connections: FxHashMap::default(),
+            mailboxes: FxHashMap::default(),
+            opened: Some(opened),
+            driver: None,
+            kicked: false,
+        };
+        Arc::new(Shared { state: Mutex::new(state), start: Instant::now(), end: OnceLock::new(), ended: Notify::new() })
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        Time::since_origin(self.start.elapsed())
+    }
+
+    /// The instant of a machine's time on tokio's clock.
+    pub(crate) fn instant(&self, time: Time) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.start + time.elapsed())
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Drops the lock, then wakes the driver if it sleeps.
+    pub(crate) fn unlock_and_kick(mut state: MutexGuard<'_, State>) {
+        state.kicked = true;
+        let driver = state.driver.take();
+        drop(state);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    /// The driver goes to sleep, unless something was put into the outbox since it looked.
+    pub(crate) fn park_driver(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.kicked) {
+            return Poll::Ready(());
+        }
+        state.driver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    pub(crate) fn end(&self) -> Option<&SessionEnd> {
+        self.end.get()
+    }
+
+    pub(crate) fn set_end(&self, end: SessionEnd) {
+        if self.end.set(end).is_ok() {
+            self.ended.notify_waiters();
+        }
+    }
+
+    pub(crate) async fn closed(&self) -> SessionEnd {
+        loop {
+            let ended = self.ended.notified();
+            if let Some(end) = self.end() {
+                return end.clone();
+            }
+            ended.await;
+        }
+    }
+
+    // ---- connections
+
+    /// Sends an Open. The receiver gets the answer; dropping it early is up to the caller, who closes the connection.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        service: &str,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
+        serves: Option<Arc<ServiceEntry>>,
+    ) -> Result<(ConnectionId, Arc<ConnectionCell>, oneshot::Receiver<OpenAnswer>), CommandError> {
+        let (answer, answered) = oneshot::channel();
+        let now = self.now();
+        let mut state = self.lock();
+        let (paid, mailbox) = match paid {
+            Some((credential, money, mailbox)) => (Some((credential, money)), Some(mailbox)),
+            None => (None, None),
+        };
+        let id = state.machine.open(now, service, limits, metadata, paid)?;
+        let cell = ConnectionCell::serving(serves);
+        state.opens.insert(id, answer);
+        state.connections.insert(id, cell.clone());
+        if let Some(mailbox) = mailbox {
+            state.mailboxes.insert(id, mailbox);
+        }
+        Self::unlock_and_kick(state);
+        Ok((id, cell, answered))
+    }
+
+    pub(crate) fn close_connection(&self, id: ConnectionId, reason: Reason) {
+        let mut state = self.lock();
+        state.machine.close(id, reason);
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn close_session(&self, reason: Reason) {
+        let mut state = self.lock();
+        state.machine.close_session(reason);
+        Self::unlock_and_kick(state);
+    }
+
+    // ---- calls
+
+    /// Makes a call and leaves `waker` to be woken by its answer.
+    pub(crate) fn start_call(
+        self: &Arc<Self>,
+        spec: CallSpec<'_>,
+        slots: OutboundSlots,
+        waker: Waker,
+    ) -> Result<(CallKey, SlotKey), CommandError> {
+        let connection = spec.connection;
+        let mut state = self.lock();
+        let (call, keys) = state.machine.start_call(spec)?;
+        let slot = state.slots.insert(CallSlot::waiting(waker));
+        state.calls.insert(call, slot);
+        let after = if slots.is_empty() {
+            Aftermath::default()
+        } else {
+            self.bind_streams(&mut state, connection, slots, &keys)
+        };
+        Self::unlock_and_kick(state);
+        after.settle();
+        Ok((call, slot))
+    }
+
+    /// Enters the streams that a frame will announce.
+    fn bind_streams(
+        self: &Arc<Self>,
+        state: &mut State,
+        connection: ConnectionId,
+        slots: OutboundSlots,
+        keys: &[StreamKey],
+    ) -> Aftermath {
+        let mut after = Aftermath::default();
+        let Some((own, peer)) = state.machine.limits(connection).map(|(own, peer)| (*own, *peer)) else {
+            return after;
+        };
+        for (core, &key) in slots.into_cores().into_iter().zip(keys) {
+            if let Some(code) = core.bind(self, key, (&own, &peer), &mut after) {
+                state.machine.stop_stream(key, code);
+            }
+            state.streams.insert(key, core);
+        }
+        after
+    }
+
+    /// Answers a call of the peer's, and gives its body's bytes back to the window.
+    pub(crate) fn respond(self: &Arc<Self>, body: ServedBody, reply: Reply) -> Result<(), CommandError> {
+        let Reply { status, metadata, payload, slots } = reply;
+        let flows = slots.flows();
+        let mut state = self.lock();
+        let cancel_flag = state.served.remove(body.call);
+        state.machine.consume_body(body.connection, body.bytes);
+        let keys = state.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows })?;
+        let after = if slots.is_empty() {
+            Aftermath::default()
+        } else {
+            self.bind_streams(&mut state, body.connection, slots, &keys)
+        };
+        Self::unlock_and_kick(state);
+        drop(cancel_flag);
+        after.settle();
+        Ok(())
+    }
+
+    /// The caller is gone. `call` may be the key of nothing any more.
+    pub(crate) fn cancel_call(&self, call: CallKey, slot: SlotKey) {
+        let mut state = self.lock();
+        let slot = state.slots.remove(slot);
+        state.calls.remove(call);
+        state.machine.cancel_call(call);
+        Self::unlock_and_kick(state);
+        // An answer that nobody took may hold streams, which tell the session when they are dropped.
+        drop(slot);
+    }
+
+    // ---- streams; none of these is called with a stream's lock held
+
+    pub(crate) fn stream_ready(&self, key: StreamKey, ready: bool, dropped: &[StreamKey]) {
+        if !ready && dropped.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        let mut after = Aftermath::default();
+        for &unannounced in dropped {
+            state.machine.forget_unannounced(unannounced);
+            let core = state.streams.remove(unannounced);
+            if let Some(core) = &core {
+                core.fail(crate::rpc::StreamError::NotSent, &mut after);
+            }
+            after.bury(core);
+        }
+        if ready {
+            state.machine.stream_ready(key);
+        }
+        Self::unlock_and_kick(state);
+        after.settle();
+    }
+
+    pub(crate) fn stop_stream(&self, key: StreamKey, code: u32) {
+        let mut state = self.lock();
+        state.machine.stop_stream(key, code);
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn grant(&self, key: StreamKey, grant: Grant) {
+        let mut state = self.lock();
+        state.machine.grant(key, grant);
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn create_item_streams(
+        self: &Arc<Self>,
+        of: StreamKey,
+        slots: OutboundSlots,
+    ) -> Result<Vec<StreamKey>, CommandError> {
+        let flows = slots.flows();
+        let mut state = self.lock();
+        let (connection, keys) = state.machine.create_item_streams(of, &flows)?;
+        let after = self.bind_streams(&mut state, connection, slots, &keys);
+        drop(state);
+        after.settle();
+        Ok(keys)
+    }
+
+    // ---- money
+
+    /// The counts of a paid connection, open or ended.
+    pub(crate) fn money(&self, id: ConnectionId, cell: &ConnectionCell) -> Option<MoneyCount> {
+        self.lock().machine.money(id).or_else(|| cell.final_money())
+    }
+
+    pub(crate) fn open_calls(&self, id: ConnectionId) -> usize {
+        self.lock().machine.open_calls(id)
+    }
+
+    pub(crate) fn raise_money(&self, id: ConnectionId, leased: Amount) {
+        let mut state = self.lock();
+        state.machine.raise_money(id, leased);
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn set_received_mark(&self, id: ConnectionId, mark: Amount) {
+        let mut state = self.lock();
+        state.machine.set_received_mark(id, mark);
+        // It may be an event at once, which the driver hands on.
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn send_payment(&self, id: ConnectionId, message: Bytes) -> Result<(), CommandError> {
+        let mut state = self.lock();
+        let result = state.machine.send_payment(id, message);
+        Self::unlock_and_kick(state);
+        result
+    }
+}
+
+/// Lends the streams to the machine while it takes frames for writing.
+pub(crate) struct LentStreams<'a> {
+    pub(crate) streams: &'a mut SecondaryMap<StreamKey, Arc<StreamCore>>,
+    pub(crate) after: &'a mut Aftermath,
+}
+
+impl StreamSource for LentStreams<'_> {
+    fn take(&mut self, stream: StreamKey, max_bytes: usize, affordable: &dyn Fn(u64, u64) -> bool) -> Taken {
+        let Some(core) = self.streams.get(stream) else { return Taken::Empty };
+        let taken = core.take(max_bytes, affordable, self.after);
+        if matches!(taken, Taken::End | Taken::Reset(_)) {
+            // The machine forgets the stream with this frame.
+            self.after.bury(self.streams.remove(stream));
+        }
+        taken
+    }
+}
