@@ -305,6 +305,11 @@ impl World {
     fn raise(&mut self, side: usize) {
         let Some(at) = self.pick(self.sides[side].connections.len()) else { return };
         let id = self.sides[side].connections[at];
+        if self.pair.rng.chance(5) {
+            // The payer declines: what cannot be paid ends, free of charge.
+            self.pair.peers.iter_mut().for_each(|peer| peer.session_mut().fail_unpaid(id));
+            return;
+        }
         let more = self.pair.rng.below(80) as u128;
         self.raise_by(id, more);
     }
