@@ -412,6 +412,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             state.opened = None;
             // Streams refer to the session: without this they would keep each other.
             work.after.bury_all(state.streams.drain().map(|(_, core)| core));
+            state.announced.drain().for_each(|(_, streams)| work.after.discard(streams));
             work.session_end = Some(end);
         }
         Event::ConnectionRequested { connection, service, credential, .. } => {
@@ -433,6 +434,10 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 work.ended.push((cell, end.clone(), money));
             }
             answer_open(state, connection, OpenAnswer::Ended(end));
+        }
+        Event::StreamsAnnounced { connection, call, slots } => {
+            let streams = enter_streams(shared, state, connection, &slots);
+            state.announced.insert(call, streams);
         }
         Event::CallRequested(call) => settle_call(shared, serving, state, work, call),
         Event::CallCancelled { call } => work.cancelled.extend(state.served.remove(call)),
@@ -462,6 +467,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
         }
         Event::CallFailed { call } => {
             work.calls_ended = true;
+            work.after.discard(state.announced.remove(&call).unwrap_or_default());
             work.cancelled.extend(state.served.remove(call));
             if let Some(slot) = waiting_slot(state, call) {
                 work.after.wake(slot.settle(Outcome::Failed));
@@ -492,7 +498,10 @@ fn post(state: &mut State, connection: ConnectionId, event: PaymentEvent) {
 fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &mut Work) {
     match event {
         Event::StreamItems { stream, run, slots } => {
-            let Some(core) = state.streams.get(stream).cloned() else { return };
+            let Some(core) = state.streams.get(stream).cloned() else {
+                // Nobody will see the streams in it.
+                return slots.iter().for_each(|slot| state.machine.discard_stream(slot.stream));
+            };
             let connection = state.machine.stream_connection(stream);
             let streams = match connection {
                 Some(connection) if !slots.is_empty() => enter_streams(shared, state, connection, &slots),
@@ -587,7 +596,9 @@ fn settle_call(
     work: &mut Work,
     call: tollway_protocol::session::IncomingCall,
 ) {
-    let streams = enter_streams(shared, state, call.connection, &call.slots);
+    // Those of a call that waited for its price are there, perhaps with items.
+    let announced = state.announced.remove(&call.call);
+    let streams = announced.unwrap_or_else(|| enter_streams(shared, state, call.connection, &call.slots));
     let entry = state.connections.get(&call.connection).and_then(|cell| cell.service.clone());
     let Some(entry) = entry else {
         // A connection on which this side serves nothing.

@@ -25,7 +25,7 @@ use tollway_protocol::time::Time;
 
 use crate::handler::{CancelFlag, ServedBody};
 use crate::payment::Mailbox;
-use crate::rpc::{Aftermath, CallSlot, OutboundSlots, Reply, ServiceEntry, StreamCore};
+use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
 /// One session.
 pub(crate) struct Shared {
@@ -56,6 +56,8 @@ pub(crate) struct State {
     /// Handlers of the peer's calls that can be told of a cancel.
     pub(crate) served: SecondaryMap<CallKey, Arc<CancelFlag>>,
     pub(crate) streams: SecondaryMap<StreamKey, Arc<StreamCore>>,
+    /// Streams of calls that wait for their price, until the calls are delivered.
+    pub(crate) announced: FxHashMap<CallKey, Vec<InboundStream>>,
     pub(crate) opens: FxHashMap<ConnectionId, oneshot::Sender<OpenAnswer>>,
     pub(crate) connections: FxHashMap<ConnectionId, Arc<ConnectionCell>>,
     pub(crate) mailboxes: FxHashMap<ConnectionId, Arc<Mailbox>>,
@@ -121,6 +123,7 @@ impl Shared {
             calls: SecondaryMap::new(),
             served: SecondaryMap::new(),
             streams: SecondaryMap::new(),
+            announced: FxHashMap::default(),
             opens: FxHashMap::default(),
             connections: FxHashMap::default(),
             mailboxes: FxHashMap::default(),

@@ -6,6 +6,7 @@
 //! - [`frame`] cuts a byte stream into frames, [`message`] has their headers.
 //! - [`session`] is the session machine: handshake, virtual connections, calls, credit, fairness, keepalive.
 //! - [`stream`] has the two ends of a stream of items, which a runtime keeps behind locks of their own.
+//! - [`peer`] joins both into one peer without locks: simulation, fuzzing and the specification's tests run on it.
 //! - [`payment`] is the money: amounts, vouchers, metering, and the payment-channel machine.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod message;
 pub mod metadata;
 pub mod payment;
+pub mod peer;
 pub mod session;
 pub mod stream;
 pub mod time;

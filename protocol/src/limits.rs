@@ -8,6 +8,9 @@ pub const HEADER_ALLOWANCE: u32 = 32 * 1024;
 /// Credit that an item costs on top of its bytes, so that empty items are not free. `[stream.credit.overhead]`
 pub const ITEM_OVERHEAD: u64 = 16;
 
+/// Slots in one frame: with metadata at its cap they still fit [`HEADER_ALLOWANCE`]. `[stream.slots.max]`
+pub const MAX_SLOTS: usize = 1_024;
+
 /// What a side receives in one session; said in Hello and HelloAck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionLimits {

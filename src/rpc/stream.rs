@@ -182,7 +182,7 @@ impl StreamCore {
             }
             _ => {
                 let mut recv = RecvStream::new(u64::from(own.stream_window));
-                let stop = state.stopped.filter(|_| recv.stop());
+                let stop = state.stopped.filter(|_| recv.stop().0);
                 state.side = Side::Recv(recv);
                 stop
             }
@@ -235,7 +235,7 @@ impl StreamCore {
         let result = recv.handle_items(run, keys);
         if result.is_err() || recv.is_stopped() {
             after.discard(slots);
-            return result;
+            return result.map(drop);
         }
         state.arrived.extend(slots.into_iter().map(|slot| (slot.key, slot)));
         after.wake(state.waker.take());
@@ -307,7 +307,8 @@ impl StreamCore {
             return;
         }
         let stop = match &mut state.side {
-            Side::Recv(recv) => recv.stop(),
+            // The streams of unread items are in `arrived`.
+            Side::Recv(recv) => recv.stop().0,
             // Its sender is on this side too, or is about to be sent away: it will see the stop.
             Side::Send(_) => {
                 state.stopped.get_or_insert(code);

@@ -6,11 +6,11 @@ use super::connection::{Call, CallState, Connection, State, StreamEntry};
 use super::money::{Money, Payee, Payer};
 use super::outbox::{Body, BodyKind, Source};
 use super::receive::MAX_SERVICE_NAME;
-use super::{CallKey, Event, Machine, MoneyCount, PayeeMoney, PayerMoney, Phase, Role};
+use super::{CallKey, Event, Machine, MoneyCount, PayeeMoney, PayerMoney, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, code};
 use crate::id::ConnectionId;
-use crate::limits::{ConnectionLimits, LimitsError};
-use crate::message::{Accept, Cancel, Close, Done, Flow, GoAway, Open, Payment, Reject, Reset, Status, Stop};
+use crate::limits::{ConnectionLimits, HEADER_ALLOWANCE, LimitsError, MAX_SLOTS};
+use crate::message::{Accept, Cancel, Close, Flow, GoAway, Open, Payment, Reject, Reset, Status, Stop};
 use crate::metadata::{Metadata, MetadataTooLarge};
 use crate::payment::{Amount, CallMeter};
 use crate::stream::{Grant, StreamKey};
@@ -49,6 +49,14 @@ pub enum CommandError {
         /// The body, in bytes.
         bytes: usize,
         /// The peer's limit, in bytes.
+        limit: u32,
+    },
+    /// A credential, receipt, terms or payment message that would not fit the peer's largest frame.
+    #[error("a payload of {bytes} bytes is above the {limit} bytes that fit the peer's largest frame")]
+    PayloadTooLarge {
+        /// The payload, in bytes.
+        bytes: usize,
+        /// What fits, in bytes.
         limit: u32,
     },
     /// A service name that is too long.
@@ -135,21 +143,22 @@ impl Machine {
         if let Some(&(what, _, limit)) = most.iter().find(|(_, count, limit)| count >= limit) {
             return Err(CommandError::AtCapacity { what, limit: u64::from(limit) });
         }
+        let (credential, money) = paid.unzip();
+        let credential = credential.unwrap_or_default();
+        self.check_payload(&credential)?;
         let id = ConnectionId(self.own_ids.take().ok_or(CommandError::IdsExhausted)?);
         // This side takes the odd half of the ids inside; a relay passes them on unchanged.
         let parity = crate::id::Parity::Odd;
         let mut connection = Connection::new(State::Opening, parity, limits, ConnectionLimits::default());
-        let (credential, money) = paid.unzip();
         connection.money = money.map(|money| Box::new(Money::Payer(Payer::new(money))));
         self.connections.insert(id, connection);
         self.opens.ours = self.opens.ours.saturating_add(1);
         self.opens.ours_pending = self.opens.ours_pending.saturating_add(1);
         self.timers.start_open(now.after(self.config.open_timeout), id);
+        let waits = |id| self.connections.get(&id).is_some_and(|open| open.state == State::Opening);
+        self.timers.trim_opens(self.opens.ours_pending, waits);
         let open = Open { connection: id, service: service.to_owned(), parity, limits, metadata };
-        self.control_with(id, &open, credential.unwrap_or_default());
-        if let (Role::Responder, Some(held)) = (self.role, &mut self.held) {
-            held.extend(self.outbox.control.pop_back());
-        }
+        self.control_with(id, &open, credential);
         Ok(id)
     }
 
@@ -167,17 +176,19 @@ impl Machine {
         self.check_open()?;
         limits.check(&self.config.limits)?;
         metadata.check()?;
+        let (receipt, money) = paid.unzip();
+        let receipt = receipt.unwrap_or_default();
+        self.check_payload(&receipt)?;
         let connection = self
             .connections
             .get_mut(&id)
             .filter(|connection| connection.state == State::Requested)
             .ok_or(CommandError::NoConnection(id))?;
-        connection.state = State::Open;
+        (connection.state, connection.unanswered) = (State::Open, false);
         connection.set_limits(limits, connection.peer_limits);
-        let (receipt, money) = paid.unzip();
         connection.money = money.map(|money| Box::new(Money::Payee(Payee::new(money))));
         self.opens.peers_pending = self.opens.peers_pending.saturating_sub(1);
-        self.control_with(id, &Accept { connection: id, limits, metadata }, receipt.unwrap_or_default());
+        self.control_with(id, &Accept { connection: id, limits, metadata }, receipt);
         Ok(())
     }
 
@@ -194,6 +205,7 @@ impl Machine {
     ) -> Result<(), CommandError> {
         self.check_open()?;
         metadata.check()?;
+        self.check_payload(&terms)?;
         if self.connections.get(&id).is_none_or(|connection| connection.state != State::Requested) {
             return Err(CommandError::NoConnection(id));
         }
@@ -228,17 +240,17 @@ impl Machine {
         let Some(connection) = self.connections.get(&id) else { return };
         let mut rest =
             Connection::new(State::Closing, crate::id::Parity::Odd, connection.limits, connection.peer_limits);
-        rest.opened_by_us = connection.opened_by_us;
-        let (own, was_opening) = (connection.opened_by_us, connection.state == State::Opening);
+        (rest.opened_by_us, rest.unanswered) = (connection.opened_by_us, connection.unanswered);
+        debug_assert!(rest.opened_by_us || !rest.unanswered, "an open of the peer's is answered, not closed");
+        // It still counts: an id that is closing is an entry in both tables, and an open is pending until its answer.
+        let counts = self.opens;
         self.forget_connection(id, Some(end));
-        // It still counts: an id that is closing is an entry in both tables.
         self.connections.insert(id, rest);
-        let count = if own { &mut self.opens.ours } else { &mut self.opens.peers };
-        *count = count.saturating_add(1);
-        debug_assert!(own || !was_opening, "only our own opens are opening");
+        self.opens = counts;
     }
 
-    pub(super) fn send_close(&mut self, id: ConnectionId, reason: Reason) {
+    fn send_close(&mut self, id: ConnectionId, reason: Reason) {
+        self.outbox.flush_payment(id);
         let close = Close { connection: id, reason: reason.into(), metadata: Metadata::new() };
         self.control(id, &close);
     }
@@ -292,6 +304,15 @@ impl Machine {
         }
         self.schedule_requests(id);
         Ok((call, slots))
+    }
+
+    /// What no limit of a connection covers must fit the peer's largest frame.
+    fn check_payload(&self, payload: &Bytes) -> Result<(), CommandError> {
+        let limit = self.peer_limits.max_frame.saturating_sub(HEADER_ALLOWANCE);
+        match payload.len() > limit as usize {
+            true => Err(CommandError::PayloadTooLarge { bytes: payload.len(), limit }),
+            false => Ok(()),
+        }
     }
 
     fn check_body(&self, id: ConnectionId, payload: &Bytes, metadata: &Metadata) -> Result<&Connection, CommandError> {
@@ -358,6 +379,9 @@ impl Machine {
         if flows.is_empty() {
             return Ok(Vec::new());
         }
+        if flows.len() > MAX_SLOTS {
+            return Err(CommandError::AtCapacity { what: "slots in one frame", limit: MAX_SLOTS as u64 });
+        }
         let entry = self.calls.get_mut(call).ok_or(CommandError::NoCall)?;
         let id = entry.connection;
         let connection = self.connections.get_mut(&id).ok_or(CommandError::NoConnection(id))?;
@@ -370,7 +394,6 @@ impl Machine {
         }
         active.own_streams = total;
         entry.streams = entry.streams.saturating_add(count);
-        entry.had_streams = true;
         let create = |&flow: &Flow| {
             self.streams.insert(StreamEntry {
                 connection: id,
@@ -397,8 +420,13 @@ impl Machine {
             CallState::Queued => {
                 for stream in self.streams_of(key, connection) {
                     self.remove_stream(stream);
+                    self.events.push_back(Event::StreamFailed { stream });
                 }
                 self.calls.remove(key);
+                // Its arguments would else wait for a turn that may be long in coming.
+                if let Some(live) = self.connections.get_mut(&connection) {
+                    live.active().requests.retain(|body| body.call != key);
+                }
             }
             CallState::Sent { id, cancelled } | CallState::Answered { id, cancelled } => {
                 let call = *id;
@@ -424,18 +452,16 @@ impl Machine {
             return;
         }
         let connection = entry.connection;
-        // One that is scheduled may be set aside for money, and its reset needs none.
-        if !core::mem::replace(&mut entry.scheduled, true) || self.take_back(connection, stream) {
-            self.schedule(connection, Source::Stream(stream));
+        if !core::mem::replace(&mut entry.scheduled, true) {
+            return self.schedule(connection, Source::Stream(stream));
         }
-    }
-
-    /// Takes a stream out of those that were set aside for money.
-    fn take_back(&mut self, id: ConnectionId, stream: StreamKey) -> bool {
-        let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
-        let Some(Money::Payee(payee)) = money else { return false };
-        let place = payee.streams.iter().position(|&aside| aside == stream);
-        place.map(|place| payee.streams.remove(place)).is_some()
+        // A stream that waits for money says this when it is reset, and a reset costs nothing.
+        let money = self.connections.get(&connection).and_then(|live| live.money.as_deref());
+        if let Some(Money::Payee(payee)) = money
+            && payee.streams.contains(&stream)
+        {
+            self.resume_paid(connection);
+        }
     }
 
     /// The receiver of a stream can take more.
@@ -459,8 +485,9 @@ impl Machine {
         }
     }
 
-    /// Ends a stream that the application never saw.
-    pub(super) fn end_unseen_stream(&mut self, key: StreamKey) {
+    /// Ends a stream that the application will not see: it was announced in an item that was dropped unread, or by a
+    /// call that was cancelled before it was delivered.
+    pub fn discard_stream(&mut self, key: StreamKey) {
         let Some(entry) = self.streams.get(key) else { return };
         let connection = entry.connection;
         match (entry.flow, entry.id) {
@@ -498,87 +525,11 @@ impl Machine {
         if open.is_none_or(|open| open.state != State::Open || open.money.is_none()) {
             return Err(CommandError::NoConnection(connection));
         }
+        self.check_payload(&message)?;
         let head = crate::message::encode_head(&Payment { connection });
         let lane = self.lane(connection);
-        self.outbox.payment.push_back(crate::frame::Transmit { lane, head, payload: message });
+        self.outbox.payment.push_back((connection, crate::frame::Transmit { lane, head, payload: message }));
         Ok(())
-    }
-
-    /// Payee: spending up to `leased` base units is authorised and durable. What waited for money goes on.
-    pub fn raise_money(&mut self, id: ConnectionId, leased: Amount) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
-        payee.raise(leased);
-        let (calls, responses, streams) = (
-            core::mem::take(&mut payee.calls),
-            core::mem::take(&mut payee.responses),
-            core::mem::take(&mut payee.streams),
-        );
-        let active = connection.active();
-        // What waited stood first, and stands first again.
-        responses.into_iter().rev().for_each(|body| active.responses.push_front(body));
-        streams.into_iter().rev().for_each(|stream| active.ready.push_front(Source::Stream(stream)));
-        let answers = !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true);
-        if answers {
-            active.ready.push_front(Source::Responses);
-        }
-        self.enter_ring(id);
-        for incoming in calls {
-            self.deliver_call(incoming);
-        }
-    }
-
-    /// Payee: no more money will come than what is authorised. What waits for it, and what will, ends with a payment
-    /// error that is free; everything that can be paid goes on. `[pay.decline.ends]`
-    pub fn fail_unpaid(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(Money::Payee(payee)) = connection.money.as_deref_mut() else { return };
-        payee.give_up();
-        let (calls, responses, streams) = (
-            core::mem::take(&mut payee.calls),
-            core::mem::take(&mut payee.responses),
-            core::mem::take(&mut payee.streams),
-        );
-        for incoming in calls {
-            self.fail_unstarted(incoming.call, id, Status::PaymentFailed);
-        }
-        for body in responses {
-            self.fail_response(id, body);
-        }
-        for stream in streams {
-            self.fail_stream(stream);
-        }
-    }
-
-    /// Answers a call that was never delivered. Its streams are unknown to the application, so they end here.
-    pub(super) fn fail_unstarted(&mut self, call: CallKey, connection: ConnectionId, status: Status) {
-        let streams = self.streams_of(call, connection);
-        self.push_response(call, status, Metadata::new(), Bytes::new(), Vec::new());
-        for stream in streams {
-            self.end_unseen_stream(stream);
-        }
-    }
-
-    /// Replaces an answer that cannot be paid by one that is free. The streams that it would have announced fail.
-    pub(super) fn fail_response(&mut self, id: ConnectionId, body: Body) {
-        for stream in body.slots {
-            self.remove_stream(stream);
-            self.events.push_back(Event::StreamFailed { stream });
-        }
-        let kind = BodyKind::Response { status: Status::PaymentFailed };
-        let failed = Body { kind, metadata: Metadata::new(), payload: Bytes::new(), slots: Vec::new(), ..body };
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.active().responses.push_back(failed);
-        }
-        self.schedule_bodies(id);
-    }
-
-    /// Ends a sending stream whose next item cannot be paid: the application resets it as if its receiver had asked.
-    pub(super) fn fail_stream(&mut self, stream: StreamKey) {
-        if let Some(entry) = self.streams.get_mut(stream) {
-            entry.scheduled = false;
-            self.events.push_back(Event::StreamStopped { stream, code: code::PAYMENT_ENDED });
-        }
     }
 
     /// Payer: sets the count at which [`Event::ReceivedMark`] comes; at once if it is reached.
@@ -608,109 +559,5 @@ impl Machine {
     /// The limits of an open connection: what this side receives, and what the peer does.
     pub fn limits(&self, connection: ConnectionId) -> Option<(&ConnectionLimits, &ConnectionLimits)> {
         self.connections.get(&connection).map(|live| (&live.limits, &live.peer_limits))
-    }
-
-    /// Drops an entry that has no calls.
-    pub(super) fn remove_connection(&mut self, id: ConnectionId) {
-        self.forget_connection(id, None);
-    }
-
-    /// Drops an entry. `end` tells the application that it, its calls and its streams have ended.
-    pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
-        let Some(connection) = self.connections.remove(&id) else { return };
-        let counts = &mut self.opens;
-        let (live, pending) = match connection.opened_by_us {
-            true => (&mut counts.ours, &mut counts.ours_pending),
-            false => (&mut counts.peers, &mut counts.peers_pending),
-        };
-        *live = live.saturating_sub(1);
-        if matches!(connection.state, State::Opening | State::Requested) {
-            *pending = pending.saturating_sub(1);
-        }
-        let was_closing = connection.state == State::Closing;
-        if let Some(active) = connection.active {
-            let queued = active.requests.iter().map(|body| body.call);
-            let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
-            for call in calls {
-                if self.calls.remove(call).is_some() {
-                    self.events.push_back(Event::CallFailed { call });
-                }
-            }
-            for stream in active.owned {
-                self.streams.remove(stream);
-                self.events.push_back(Event::StreamFailed { stream });
-            }
-        }
-        if let (Some(end), false) = (end, was_closing) {
-            let money = connection.money.as_deref().map(Money::count);
-            self.events.push_back(Event::ConnectionClosed { connection: id, end, money });
-        }
-    }
-
-    /// Forgets a stream that has ended, and its call if that was the last thing of it.
-    pub(super) fn remove_stream(&mut self, key: StreamKey) {
-        let Some(entry) = self.streams.remove(key) else { return };
-        if let Some(connection) = self.connections.get_mut(&entry.connection) {
-            let active = connection.active();
-            active.owned.remove(&key);
-            if let Some(id) = entry.id {
-                active.streams.remove(&id);
-            }
-            let count = if entry.opened_by_us { &mut active.own_streams } else { &mut active.peer_streams };
-            *count = count.saturating_sub(1);
-        }
-        if let Some(call) = self.calls.get_mut(entry.call) {
-            call.streams = call.streams.saturating_sub(1);
-            self.end_served_call(entry.call);
-        }
-    }
-
-    /// Sends Done for a call of the peer's once its response is on its way and its streams have ended.
-    pub(super) fn end_served_call(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get(key) else { return };
-        let CallState::Responded { id } = call.state else { return };
-        if call.streams > 0 {
-            return;
-        }
-        let (connection, charged, had_streams) = (call.connection, call.meter.charged(), call.had_streams);
-        self.calls.remove(key);
-        if let Some(live) = self.connections.get_mut(&connection) {
-            live.active().served.remove(&id);
-        }
-        if had_streams {
-            self.control(connection, &Done { connection, call: id, charged });
-        }
-    }
-
-    pub(super) fn schedule(&mut self, id: ConnectionId, source: Source) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.active().ready.push_back(source);
-            self.enter_ring(id);
-        }
-    }
-
-    pub(super) fn schedule_requests(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let active = connection.active();
-        if !active.requests.is_empty() && !core::mem::replace(&mut active.requests_ready, true) {
-            self.schedule(id, Source::Requests);
-        }
-    }
-
-    pub(super) fn schedule_bodies(&mut self, id: ConnectionId) {
-        self.schedule_requests(id);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let active = connection.active();
-        if !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true) {
-            self.schedule(id, Source::Responses);
-        }
-    }
-
-    fn enter_ring(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && !core::mem::replace(&mut connection.in_ring, true)
-        {
-            self.outbox.ring.push_back(id);
-        }
     }
 }

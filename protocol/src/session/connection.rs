@@ -24,7 +24,8 @@ use crate::stream::{Grant, StreamKey};
 ///                └──reject(), Close──► (forgotten)
 /// ```
 ///
-/// Listed races: in `Closing` every frame is tolerated, an Accept too; a Reject or Close ends it. A frame for an id
+/// Listed races: in `Closing` every frame is tolerated; a Close ends it, and so does the Reject of an abandoned open.
+/// A late Accept is consumed. A frame for an id
 /// that was used and forgotten crossed a Close and is dropped. `[session.close.crossed]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -43,6 +44,9 @@ pub(super) enum State {
 pub(super) struct Connection {
     pub(super) state: State,
     pub(super) opened_by_us: bool,
+    /// The open has no answer yet. It outlasts our Close of an abandoned open, so that the peer's bound on pending ids
+    /// holds however its lanes are delayed. `[session.open.pending]`
+    pub(super) unanswered: bool,
     /// What we receive.
     pub(super) limits: ConnectionLimits,
     /// What the peer receives.
@@ -60,6 +64,8 @@ pub(super) struct Connection {
     pub(super) active: Option<Box<Active>>,
     /// Bytes that this connection may still send in its turn; below zero after a large frame.
     pub(super) deficit: i64,
+    /// The outbox's round that `deficit` belongs to.
+    pub(super) round: u64,
     pub(super) in_ring: bool,
 }
 
@@ -134,6 +140,7 @@ impl Connection {
         Connection {
             state,
             opened_by_us,
+            unanswered: matches!(state, State::Opening | State::Requested),
             own_calls: IdSequence::new(own),
             peer_calls: IdSequence::new(own.other()),
             own_streams: IdSequence::new(own),
@@ -145,6 +152,7 @@ impl Connection {
             money: None,
             active: None,
             deficit: 0,
+            round: 0,
             in_ring: false,
         }
     }
@@ -202,7 +210,7 @@ pub(super) struct Call {
     pub(super) state: CallState,
     /// Streams of the call that have not ended.
     pub(super) streams: u32,
-    /// Whether there ever was a stream: then Done ends the call, else its response.
+    /// Whether a stream was ever announced: then Done ends the call, else its response. `[call.end.done]`
     pub(super) had_streams: bool,
     pub(super) meter: CallMeter,
     /// The method's entry in the connection's price table; `None` is free.
@@ -296,7 +304,8 @@ impl PeerIds {
             return Ok(());
         }
         let wrong = Violation::ConnectionId { id };
-        if lanes == LaneMode::One || !self.is_of_half(id) || self.sequence.was_used(id.0) {
+        // The root is of the even half, and never opened.
+        if lanes == LaneMode::One || id.is_root() || !self.is_of_half(id) || self.sequence.was_used(id.0) {
             return Err(wrong);
         }
         // Everything between is on its way on other lanes.

@@ -90,6 +90,17 @@ pub enum Event {
     },
     /// The peer calls.
     CallRequested(IncomingCall),
+    /// Payee: the streams of a call that waits for its price. Items for them may come before its
+    /// [`Event::CallRequested`], which has them again; if it ends before, the streams end with
+    /// [`Event::StreamFailed`] and it does with [`Event::CallFailed`].
+    StreamsAnnounced {
+        /// The connection.
+        connection: ConnectionId,
+        /// The call.
+        call: CallKey,
+        /// Its streams.
+        slots: Vec<InboundSlot>,
+    },
     /// The peer has lost interest in its call. It must still be answered.
     CallCancelled {
         /// The call.
@@ -106,7 +117,8 @@ pub enum Event {
         /// What we counted, in base units.
         counted: Amount,
     },
-    /// A call of either direction ended with its connection. Its handler may still run; nobody waits for it.
+    /// A call of either direction ended with its connection, or, if its streams were announced, before it was delivered.
+    /// Its handler may still run; nobody waits for it.
     CallFailed {
         /// The call.
         call: CallKey,
@@ -143,7 +155,8 @@ pub enum Event {
         /// Items that the receiver has consumed.
         consumed: u64,
     },
-    /// A stream of either direction ended with its connection.
+    /// A stream of either direction ended with its connection, or with a call that was cancelled before it was
+    /// announced or delivered. What still comes for it is dropped.
     StreamFailed {
         /// The stream.
         stream: StreamKey,

@@ -20,8 +20,10 @@ mod money;
 mod outbox;
 mod receive;
 mod receive_call;
+mod table;
 mod timers;
 mod transmit;
+mod unpaid;
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -146,7 +148,7 @@ pub struct Machine {
     events: VecDeque<Event>,
     /// Responder: the version that the Hello led to, until the application answers it.
     hello: Option<u16>,
-    /// Responder: opens that wait for the initiator's first frame after HelloAck. On many lanes an Open could else
+    /// Responder: opens, and closes of them, that wait for the initiator's first frame after HelloAck. On many lanes an Open could else
     /// overtake the HelloAck. `[session.handshake.first-frame]`
     held: Option<VecDeque<Transmit>>,
     /// The highest connection id of the peer's that we said in GoAway, once we did.
@@ -239,7 +241,7 @@ impl Machine {
     /// Whether frames should be read. A peer that makes us answer without reading our answers is not read either.
     /// `[session.control.bounded]`
     pub fn wants_frames(&self) -> bool {
-        self.end().is_none() && !self.outbox.is_full()
+        self.end().is_none() && !self.outbox.is_full(self.config.limits.max_connections)
     }
 
     /// What the peer receives in this session.
@@ -260,6 +262,11 @@ impl Machine {
     /// Calls in the table, of both directions.
     pub fn call_count(&self) -> usize {
         self.calls.len()
+    }
+
+    /// The connection of a call that has not ended.
+    pub fn call_connection(&self, call: CallKey) -> Option<ConnectionId> {
+        self.calls.get(call).map(|call| call.connection)
     }
 
     /// Streams in the table, of both directions.
@@ -310,7 +317,17 @@ impl Machine {
 
     fn control_with<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H, payload: bytes::Bytes) {
         let lane = self.lane(connection);
-        let head = crate::message::encode_head(header);
-        self.outbox.control.push_back(Transmit { lane, head, payload });
+        let frame = Transmit { lane, head: crate::message::encode_head(header), payload };
+        match &mut self.held {
+            // While opens are held no connection is the peer's, so this is an Open of ours, or its Close behind it.
+            Some(held) if self.phase == Phase::Open && !connection.is_root() => held.push_back(frame),
+            _ => self.outbox.push_control(frame, false),
+        }
+    }
+
+    /// A frame that the peer made us send.
+    fn answer<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H) {
+        let frame = self.frame(connection, header);
+        self.outbox.push_control(frame, true);
     }
 }

@@ -149,7 +149,7 @@ impl Payee {
 
     /// No more money will come.
     pub(super) fn give_up(&mut self) {
-        (self.given_up, self.needed_said) = (true, false);
+        self.given_up = true;
     }
 
     pub(super) const fn has_given_up(&self) -> bool {
@@ -187,10 +187,16 @@ impl Payee {
         (!said).then_some(self.held.saturating_add(cost))
     }
 
-    /// Raises the lease; it never goes down. Clears what was said.
+    /// Raises the lease; it never goes down.
     pub(super) fn raise(&mut self, leased: Amount) {
         self.leased = self.leased.max(leased);
-        (self.low_said, self.needed_said) = (false, false);
+        self.low_said = false;
+    }
+
+    /// Hands over all that waits. Nothing is blocked then.
+    pub(super) fn take_waiting(&mut self) -> (VecDeque<IncomingCall>, VecDeque<Body>, Vec<StreamKey>) {
+        self.needed_said = false;
+        (core::mem::take(&mut self.calls), core::mem::take(&mut self.responses), core::mem::take(&mut self.streams))
     }
 }
 

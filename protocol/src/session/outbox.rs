@@ -12,9 +12,22 @@ use crate::metadata::Metadata;
 use crate::stream::StreamKey;
 use crate::time::Time;
 
-/// Control frames that may wait before reading stops. Honest sides stay far below it: grants are merged, one for each
-/// stream, and answers are bounded by unanswered opens. Only a peer that lets us answer without reading gets here.
-const MAX_CONTROL: usize = 8_192;
+/// Answers that may wait, beside one for each connection that the peer may have, before reading stops.
+///
+/// Only what the peer made us say counts: refusals and answered Closes. An honest peer that does not read for a while
+/// causes one of them for each unanswered open and each open connection; so two honest sides never both stop reading,
+/// whatever they close at once, and only a peer that lets us answer without reading gets here.
+const MAX_ANSWERS: usize = 8_192;
+
+/// Payment messages that may wait before reading stops: an honest payer waits for the answers to its own.
+const MAX_PAYMENTS: usize = 8_192;
+
+/// A control frame.
+#[derive(Debug)]
+struct Control {
+    frame: Transmit,
+    is_answer: bool,
+}
 
 /// Bytes that a connection may send in its turn. One frame may pass it, and then the connection skips turns.
 pub(super) const QUANTUM: i64 = 32 * 1024;
@@ -25,8 +38,10 @@ pub(super) const FRAME_TARGET: usize = 64 * 1024;
 /// All that waits.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    pub(super) control: VecDeque<Transmit>,
-    pub(super) payment: VecDeque<Transmit>,
+    control: VecDeque<Control>,
+    /// Control frames that wait and are answers.
+    answers: usize,
+    pub(super) payment: VecDeque<(ConnectionId, Transmit)>,
     /// Streams with a Credit to send, each once.
     pub(super) credits: VecDeque<StreamKey>,
     /// Connections with a Window to send, each once.
@@ -36,11 +51,39 @@ pub(super) struct Outbox {
     pub(super) pong: Option<u64>,
     /// Connections with data, each once.
     pub(super) ring: VecDeque<ConnectionId>,
+    /// How often the ring was empty when data came.
+    pub(super) round: u64,
 }
 
 impl Outbox {
-    pub(super) fn is_full(&self) -> bool {
-        self.control.len() >= MAX_CONTROL || self.payment.len() >= MAX_CONTROL
+    /// Whether the peer, which may have `max_connections`, makes us say more than it reads.
+    /// `[session.control.bounded]`
+    pub(super) fn is_full(&self, max_connections: u32) -> bool {
+        self.answers >= MAX_ANSWERS.saturating_add(max_connections as usize) || self.payment.len() >= MAX_PAYMENTS
+    }
+
+    pub(super) fn push_control(&mut self, frame: Transmit, is_answer: bool) {
+        self.answers = self.answers.saturating_add(usize::from(is_answer));
+        self.control.push_back(Control { frame, is_answer });
+    }
+
+    pub(super) fn pop_control(&mut self) -> Option<Transmit> {
+        let Control { frame, is_answer } = self.control.pop_front()?;
+        self.answers = self.answers.saturating_sub(usize::from(is_answer));
+        Some(frame)
+    }
+
+    /// What a connection has to say about its money goes out before its Close, although control else passes it.
+    /// `[session.close.payment-first]`
+    pub(super) fn flush_payment(&mut self, id: ConnectionId) {
+        if self.payment.iter().any(|(of, _)| *of == id) {
+            for (of, frame) in core::mem::take(&mut self.payment) {
+                match of == id {
+                    true => self.push_control(frame, false),
+                    false => self.payment.push_back((of, frame)),
+                }
+            }
+        }
     }
 
     /// Whether connections have data, and nothing goes before it.

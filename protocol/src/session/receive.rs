@@ -8,6 +8,7 @@ use super::{CallKey, Event, InboundSlot, LaneMode, Machine, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, Violation, code};
 use crate::frame::Lane;
 use crate::id::{ConnectionId, StreamId};
+use crate::limits::MAX_SLOTS;
 use crate::message::{
     Accept, Cancel, Close, Credit, Done, End, FIRST_EXTENSION_KIND, Flow, GoAway, Header, Hello, HelloAck, Items, Open,
     Payment, Ping, Pong, ProtocolError, Refuse, Reject, Request, Reset, Response, Slot, Stop, Window, decode_header,
@@ -35,12 +36,21 @@ impl Machine {
 
     fn dispatch(&mut self, now: Time, lane: Lane, mut frame: Bytes) -> Result<(), Violation> {
         let kind = *frame.first().ok_or(Violation::EmptyFrame)?;
+        // [session.frame.max]
+        if frame.len() > self.config.limits.max_frame as usize {
+            let (value, limit) = (frame.len() as u64, u64::from(self.config.limits.max_frame));
+            return Err(Violation::AboveLimit { what: "frame", value, limit });
+        }
+        // The session's own frames travel on the root's lane.
+        if kind <= Pong::KIND {
+            self.check_lane(lane, ConnectionId::ROOT)?;
+        }
         let frame = &mut frame;
         if self.phase == Phase::Greeting {
             return self.dispatch_greeting(now, kind, frame);
         }
         if let Some(held) = self.held.take() {
-            self.outbox.control.extend(held);
+            held.into_iter().for_each(|frame| self.outbox.push_control(frame, false));
         }
         match kind {
             Items::KIND => self.receive_items(lane, decode_header(frame)?, frame.split_off(0)),
@@ -109,6 +119,13 @@ impl Machine {
     }
 
     fn receive_go_away(&mut self, away: GoAway) -> Result<(), Violation> {
+        if self.peer_going_away.is_some() {
+            return Err(Violation::Unexpected { frame: "GoAway", state: "it is said once" });
+        }
+        // [session.go-away.last]
+        if !away.last.is_root() && (self.peer_ids.is_of_half(away.last) || !self.own_ids.was_used(away.last.0)) {
+            return Err(Violation::UnknownConnection { frame: "GoAway", id: away.last });
+        }
         self.peer_going_away = Some(away.last);
         self.events.push_back(Event::PeerGoingAway { last: away.last, reason: away.reason.into() });
         Ok(())
@@ -174,7 +191,7 @@ impl Machine {
             None
         };
         if let Some(reason) = refusal {
-            self.send_reject(id, reason, Metadata::new(), Bytes::new());
+            self.answer(id, &Reject { connection: id, reason: reason.into(), metadata: Metadata::new() });
             return Ok(());
         }
         // What we receive is said in Accept; until then nothing may come.
@@ -200,7 +217,7 @@ impl Machine {
             Some(connection) if connection.state == State::Opening => {
                 accept.metadata.check()?;
                 accept.limits.check(&peer_session)?;
-                connection.state = State::Open;
+                (connection.state, connection.unanswered) = (State::Open, false);
                 connection.set_limits(connection.limits, accept.limits);
                 self.opens.ours_pending = self.opens.ours_pending.saturating_sub(1);
                 self.events.push_back(Event::ConnectionAccepted {
@@ -212,7 +229,11 @@ impl Machine {
                 Ok(())
             }
             // Listed race: the accept crossed the close of an abandoned open. The peer's Close follows.
-            Some(connection) if connection.state == State::Closing && connection.opened_by_us => Ok(()),
+            Some(connection) if connection.state == State::Closing && connection.unanswered => {
+                connection.unanswered = false;
+                self.opens.ours_pending = self.opens.ours_pending.saturating_sub(1);
+                Ok(())
+            }
             Some(_) => Err(Violation::Unexpected { frame: "Accept", state: "it answers an open, once" }),
             None => Err(Violation::UnknownConnection { frame: "Accept", id }),
         }
@@ -221,7 +242,7 @@ impl Machine {
     fn receive_reject(&mut self, lane: Lane, reject: Reject, terms: Bytes) -> Result<(), Violation> {
         let id = reject.connection;
         self.check_lane(lane, id)?;
-        match self.connections.get(&id).map(|connection| (connection.state, connection.opened_by_us)) {
+        match self.connections.get(&id).map(|connection| (connection.state, connection.unanswered)) {
             Some((State::Opening, _)) => {
                 reject.metadata.check()?;
                 self.remove_connection(id);
@@ -253,7 +274,7 @@ impl Machine {
         match self.connections.get(&id).map(|connection| connection.state) {
             Some(State::Closing) => self.remove_connection(id),
             Some(State::Open | State::Requested) => {
-                self.send_close(id, Reason::none());
+                self.answer_close(id);
                 self.forget_connection(id, Some(ConnectionEnd::ClosedByPeer(close.reason.into())));
             }
             Some(State::Opening) => {
@@ -263,6 +284,16 @@ impl Machine {
             None => self.check_known(id, "Close")?,
         }
         Ok(())
+    }
+
+    fn answer_close(&mut self, id: ConnectionId) {
+        self.outbox.flush_payment(id);
+        let close = Close { connection: id, reason: Reason::none().into(), metadata: Metadata::new() };
+        match self.peer_ids.is_of_half(id) {
+            true => self.answer(id, &close),
+            // The peer needs our next open for the next one of these.
+            false => self.control(id, &close),
+        }
     }
 
     fn receive_payment(&mut self, lane: Lane, payment: &Payment, message: Bytes) -> Result<(), Violation> {
@@ -354,6 +385,11 @@ impl Machine {
 
     /// Enters the streams that a frame announces. Ids rise by two and their number has a limit.
     pub(super) fn register_slots(&mut self, call: CallKey, slots: &[Slot]) -> Result<Vec<InboundSlot>, Violation> {
+        // [stream.slots.max]
+        if slots.len() > MAX_SLOTS {
+            let (value, limit) = (slots.len() as u64, MAX_SLOTS as u64);
+            return Err(Violation::AboveLimit { what: "slots in one frame", value, limit });
+        }
         let mut inbound = Vec::with_capacity(slots.len());
         for slot in slots {
             let Some(entry) = self.calls.get_mut(call) else { break };

@@ -54,7 +54,7 @@ impl Machine {
             connection.active().served.insert(request.call, call);
         }
         let slots = self.register_slots(call, &request.slots)?;
-        self.deliver_call(IncomingCall {
+        let incoming = IncomingCall {
             connection: id,
             call,
             method: request.method,
@@ -62,13 +62,14 @@ impl Machine {
             metadata: request.metadata,
             payload,
             slots,
-        });
+        };
+        self.deliver_call(incoming, true);
         Ok(())
     }
 
     /// Hands a call to the application, or sets it aside until its price is covered: no handler starts that nobody
     /// pays for. `[pay.call.hold]`
-    pub(super) fn deliver_call(&mut self, incoming: IncomingCall) {
+    pub(super) fn deliver_call(&mut self, incoming: IncomingCall, is_new: bool) {
         let connection = incoming.connection;
         let price = self.calls.get(incoming.call).and_then(|call| call.price);
         let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
@@ -77,7 +78,12 @@ impl Machine {
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {
                     if payee.has_given_up() {
-                        return self.fail_unstarted(incoming.call, connection, Status::PaymentFailed);
+                        return self.fail_unstarted(incoming, Status::PaymentFailed);
+                    }
+                    if is_new && !incoming.slots.is_empty() {
+                        // Its items may come before it does.
+                        let (call, slots) = (incoming.call, incoming.slots.clone());
+                        self.events.push_back(Event::StreamsAnnounced { connection, call, slots });
                     }
                     payee.calls.push_back(incoming);
                     if let Some(cost) = payee.need(cost) {
@@ -168,10 +174,13 @@ impl Machine {
             && let Some(at) = payee.calls.iter().position(|waiting| waiting.call == call)
         {
             // No handler has seen it, so nothing is charged.
-            payee.calls.remove(at);
-            self.fail_unstarted(call, cancel.connection, Status::Cancelled);
+            if let Some(waiting) = payee.calls.remove(at) {
+                self.fail_unstarted(waiting, Status::Cancelled);
+            }
+            self.resume_paid(cancel.connection);
             return Ok(());
         }
+        self.cancel_unpaid_response(call, cancel.connection);
         self.events.push_back(Event::CallCancelled { call });
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use super::{Config, Machine, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, Violation, code};
 use crate::id::ConnectionId;
-use crate::message::{Ping, Pong};
+use crate::message::{Close, Ping, Pong};
+use crate::metadata::Metadata;
 use crate::session::Event;
 use crate::session::connection::State;
 use crate::time::Time;
@@ -81,6 +82,14 @@ impl Timers {
         self.opens.push_back((deadline, connection));
     }
 
+    /// Drops the deadlines of answered opens once they are the most, so that fast opens do not pile them up.
+    pub(super) fn trim_opens(&mut self, pending: u32, waits: impl Fn(ConnectionId) -> bool) {
+        let most = (pending as usize).saturating_mul(2).saturating_add(64);
+        if self.opens.len() > most {
+            self.opens.retain(|&(_, connection)| waits(connection));
+        }
+    }
+
     pub(super) fn ping(&mut self, now: Time) -> u64 {
         let nonce = self.next_nonce;
         self.next_nonce = nonce.wrapping_add(1);
@@ -112,7 +121,7 @@ impl Machine {
             Phase::Ended(_) => return,
             Phase::Greeting => {
                 if self.timers.handshake.is_some_and(|deadline| deadline <= now) {
-                    self.finish(SessionEnd::HandshakeTimeout);
+                    self.finish_late(SessionEnd::HandshakeTimeout);
                 }
                 return;
             }
@@ -131,10 +140,19 @@ impl Machine {
         }
         if self.timers.keepalive() <= now {
             if self.timers.unanswered().is_some() {
-                return self.finish(SessionEnd::PeerSilent);
+                return self.finish_late(SessionEnd::PeerSilent);
             }
             self.send_ping(now);
         }
+    }
+
+    /// A deadline of the session has passed. The peer, if it still reads, is told. `[session.end.told]`
+    fn finish_late(&mut self, end: SessionEnd) {
+        self.outbox.clear();
+        let reason = Reason::new(code::TIMEOUT, end.to_string());
+        let close = Close { connection: ConnectionId::ROOT, reason: reason.into(), metadata: Metadata::new() };
+        self.control(ConnectionId::ROOT, &close);
+        self.finish(end);
     }
 
     pub(super) fn send_ping(&mut self, now: Time) {

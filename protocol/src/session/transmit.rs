@@ -1,11 +1,12 @@
 //! Frames out: what is taken for writing, in which order, and what is charged for it.
 
-use super::connection::{CallState, Connection};
+use super::connection::{CallState, Connection, State};
 use super::money::Money;
 use super::outbox::{Body, BodyKind, FRAME_TARGET, QUANTUM, Source};
 use super::{CallKey, Event, Machine};
 use crate::frame::Transmit;
 use crate::id::{CallId, ConnectionId, StreamId};
+use crate::limits::HEADER_ALLOWANCE;
 use crate::message::{
     Credit, End, Flow, Header, Items, Pong, Request, Reset, Response, Slot, Status, Stop, Window, encode_head,
 };
@@ -30,8 +31,11 @@ struct Charge {
 }
 
 impl Charge {
-    fn is_affordable(&self, usage: Usage) -> bool {
-        self.meter.quote(&self.price, usage).is_some_and(|cost| cost <= self.available)
+    /// While something else waits for money only what is held for this call may be used, so that nothing passes what
+    /// waits; a frame that adds no cost passes. `[pay.gate.order]`
+    fn is_affordable(&self, usage: Usage, blocked: bool) -> bool {
+        let most = if blocked { self.held } else { self.available };
+        self.meter.quote(&self.price, usage).is_some_and(|cost| cost <= most)
     }
 }
 
@@ -42,7 +46,7 @@ impl Machine {
     /// Control goes first, then payment, then data round-robin by bytes over the connections, and by frames over what
     /// one connection has ready.
     pub fn poll_transmit(&mut self, now: Time, streams: &mut impl StreamSource) -> Option<Transmit> {
-        if let Some(control) = self.outbox.control.pop_front() {
+        if let Some(control) = self.outbox.pop_control() {
             return Some(control);
         }
         if self.end().is_some() {
@@ -54,7 +58,7 @@ impl Machine {
         if let Some(frame) = self.take_credit() {
             return Some(frame);
         }
-        if let Some(payment) = self.outbox.payment.pop_front() {
+        if let Some((_, payment)) = self.outbox.payment.pop_front() {
             return Some(payment);
         }
         while let Some(&id) = self.outbox.ring.front() {
@@ -65,7 +69,7 @@ impl Machine {
         None
     }
 
-    fn frame<H: Header>(&self, connection: ConnectionId, header: &H) -> Transmit {
+    pub(super) fn frame<H: Header>(&self, connection: ConnectionId, header: &H) -> Transmit {
         Transmit { lane: self.lane(connection), head: encode_head(header), payload: bytes::Bytes::new() }
     }
 
@@ -74,13 +78,18 @@ impl Machine {
         while let Some(key) = self.outbox.credits.pop_front() {
             let Some(entry) = self.streams.get_mut(key) else { continue };
             let connection = entry.connection;
-            if let (Some(stream), Some(grant)) = (entry.id, entry.credit.take()) {
+            // One that is not announced keeps its grant until it is.
+            if let Some(stream) = entry.id
+                && let Some(grant) = entry.credit.take()
+            {
                 let credit = Credit { connection, stream, limit: grant.limit, consumed: grant.consumed };
                 return Some(self.frame(connection, &credit));
             }
         }
         while let Some(id) = self.outbox.windows.pop_front() {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
+                continue;
+            };
             connection.recv_window.announce = false;
             let limit = connection.recv_window.limit;
             return Some(self.frame(id, &Window { connection: id, limit }));
@@ -194,6 +203,9 @@ impl Machine {
             // 2^63 streams in one connection: at a million a second, 292,000 years.
             let Some(stream) = connection.own_streams.take().map(StreamId) else { break };
             entry.id = Some(stream);
+            if let Some(call) = self.calls.get_mut(entry.call) {
+                call.had_streams = true;
+            }
             connection.active().streams.insert(stream, key);
             slots.push(Slot { stream, flow: entry.flow });
             match (entry.flow, entry.stop) {
@@ -250,17 +262,19 @@ impl Machine {
         if unused && (!started || !chargeable) {
             // The payee's own failure, and a call that no handler saw, are free. [pay.call.free-failure]
             self.release(id, body.call, charge.held);
+            // What was held for it may be what something else waits for.
+            self.resume_paid(id);
             return Some(body);
         }
         let usage = Usage { bytes_out: body.payload.len() as u64, ..Usage::default() };
-        if charge.is_affordable(usage) && !self.is_blocked(id, &charge, usage) {
+        if charge.is_affordable(usage, self.is_blocked(id)) {
             self.spend(id, body.call, &charge, usage);
             return Some(body);
         }
         let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
         if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
             if payee.has_given_up() {
-                self.fail_response(id, body);
+                self.replace_response(id, body, Status::PaymentFailed);
                 return None;
             }
             payee.responses.push_back(body);
@@ -271,13 +285,12 @@ impl Machine {
         None
     }
 
-    /// Whether something else waits for money, which this frame must not pass. A frame that adds no cost passes.
-    fn is_blocked(&self, id: ConnectionId, charge: &Charge, usage: Usage) -> bool {
-        let blocked = match self.connections.get(&id).and_then(|connection| connection.money.as_deref()) {
+    /// Whether something of the connection waits for money.
+    fn is_blocked(&self, id: ConnectionId) -> bool {
+        match self.connections.get(&id).and_then(|connection| connection.money.as_deref()) {
             Some(Money::Payee(payee)) => payee.is_blocked(),
             _ => false,
-        };
-        blocked && charge.meter.quote(&charge.price, usage).is_none_or(|cost| cost > charge.held)
+        }
     }
 
     fn release(&mut self, id: ConnectionId, key: CallKey, held: Amount) {
@@ -304,15 +317,14 @@ impl Machine {
         let entry = self.streams.get(key)?;
         let (connection, call, stream) = (entry.connection, entry.call, entry.id?);
         let charge = self.charge_of(connection, call);
+        // A single item with its header fits the peer's largest frame by the peer's own limits; more must fit too.
+        let target = FRAME_TARGET.min(self.peer_limits.max_frame.saturating_sub(HEADER_ALLOWANCE) as usize);
+        let blocked = charge.is_some() && self.is_blocked(connection);
         let taken = match &charge {
-            None => streams.take(key, FRAME_TARGET, &|_, _| true),
+            None => streams.take(key, target, &|_, _| true),
             Some(charge) => {
-                // Nothing priced passes the head that waits for money; an end and a reset cost nothing.
-                let blocked = self.is_blocked(connection, charge, Usage { items: 1, ..Usage::default() })
-                    || self.is_blocked(connection, charge, Usage { bytes_out: 1, ..Usage::default() });
                 let usage = |items, bytes_out| Usage { items, bytes_out, bytes_in: 0 };
-                let affordable = |items, bytes| !blocked && charge.is_affordable(usage(items, bytes));
-                streams.take(key, FRAME_TARGET, &affordable)
+                streams.take(key, target, &|items, bytes| charge.is_affordable(usage(items, bytes), blocked))
             }
         };
         match taken {
@@ -332,9 +344,9 @@ impl Machine {
             }
             Taken::Unpaid { bytes } => {
                 let usage = Usage { items: 1, bytes_out: bytes, bytes_in: 0 };
-                let quote = |charge: &Charge| charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
-                let cost = charge.as_ref().map_or(Amount::ZERO, |charge| quote(charge).saturating_sub(charge.held));
-                self.set_aside(connection, key, cost);
+                let charge = charge?;
+                let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX);
+                self.set_aside(connection, key, cost.saturating_sub(charge.held));
                 None
             }
             Taken::NoCredit | Taken::Empty => {

@@ -61,11 +61,12 @@ impl RecvStream {
         (self.window, self.limit) = (window, window);
     }
 
-    /// Takes items in. `slots` are the streams of a single item's slots.
+    /// Takes items in. `slots` are the streams of a single item's slots. They come back if the stream was stopped, and
+    /// must be ended with [`Machine::discard_stream`](crate::session::Machine::discard_stream).
     ///
     /// # Errors
     /// When an item started without credit. `[stream.credit.start]`
-    pub fn handle_items(&mut self, run: ItemRun, slots: Vec<StreamKey>) -> Result<(), Violation> {
+    pub fn handle_items(&mut self, run: ItemRun, slots: Vec<StreamKey>) -> Result<Vec<StreamKey>, Violation> {
         let received = self.received.saturating_add(run.credit());
         if received > self.limit {
             // The last item may pass the limit, if it started below it.
@@ -80,10 +81,11 @@ impl RecvStream {
             }
         }
         self.received = received;
-        if !self.stopped {
-            self.inbox.push_back((run, slots));
+        if self.stopped {
+            return Ok(slots);
         }
-        Ok(())
+        self.inbox.push_back((run, slots));
+        Ok(Vec::new())
     }
 
     /// The sender has ended the stream.
@@ -131,12 +133,14 @@ impl RecvStream {
     }
 
     /// The receiver wants no more: what is in the inbox is dropped, and so is what still comes. Returns whether a Stop
-    /// should be sent.
-    pub fn stop(&mut self) -> bool {
-        self.inbox.clear();
+    /// should be sent, and the streams of the slots of dropped items: each must be ended with
+    /// [`Machine::discard_stream`](crate::session::Machine::discard_stream), or their call would never end.
+    #[must_use]
+    pub fn stop(&mut self) -> (bool, Vec<StreamKey>) {
+        let unseen = self.inbox.drain(..).flat_map(|(_, slots)| slots).collect();
         let send = !self.stopped && self.ending.is_none();
         self.stopped = true;
-        send
+        (send, unseen)
     }
 }
 
@@ -155,7 +159,11 @@ mod tests {
     #[test]
     fn the_last_item_may_pass_the_limit_if_it_started_below_it() {
         let mut stream = RecvStream::new(100);
-        assert_eq!(stream.handle_items(run(&[83, 5000]), vec![]), Ok(()), "99 of 100 are used when the second starts");
+        assert_eq!(
+            stream.handle_items(run(&[83, 5000]), vec![]),
+            Ok(vec![]),
+            "99 of 100 are used when the second starts"
+        );
         assert_eq!(stream.handle_items(run(&[0]), vec![]), Err(Violation::NoCredit { what: "item" }));
         let mut stream = RecvStream::new(99);
         assert_eq!(stream.handle_items(run(&[83, 0]), vec![]), Err(Violation::NoCredit { what: "item" }));
@@ -164,7 +172,7 @@ mod tests {
     #[test]
     fn empty_items_use_up_credit_too() {
         let mut stream = RecvStream::new(160);
-        assert_eq!(stream.handle_items(run(&[0; 10]), vec![]), Ok(()));
+        assert_eq!(stream.handle_items(run(&[0; 10]), vec![]), Ok(vec![]));
         assert!(stream.handle_items(run(&[0]), vec![]).is_err());
     }
 
@@ -181,10 +189,12 @@ mod tests {
     #[test]
     fn a_stopped_stream_drops_what_comes_and_grants_nothing() {
         let mut stream = RecvStream::new(100);
-        stream.handle_items(run(&[10]), vec![]).unwrap();
-        assert!(stream.stop());
-        assert!(!stream.stop(), "said once");
-        stream.handle_items(run(&[10]), vec![]).unwrap();
+        let mut keys = slotmap::SlotMap::<StreamKey, ()>::with_key();
+        let (seen, late) = (keys.insert(()), keys.insert(()));
+        assert_eq!(stream.handle_items(run(&[10]), vec![seen]), Ok(vec![]));
+        assert_eq!(stream.stop(), (true, vec![seen]), "nobody else knows the streams of a dropped item");
+        assert_eq!(stream.stop(), (false, vec![]), "said once");
+        assert_eq!(stream.handle_items(run(&[10]), vec![late]), Ok(vec![late]));
         assert!(!stream.has_run());
         assert_eq!(stream.consume(1000, 1), None);
     }

@@ -1,0 +1,125 @@
+//! How entries leave the tables, and how data sources enter the outbox.
+
+use super::connection::{CallState, State};
+use super::money::Money;
+use super::outbox::Source;
+use super::{CallKey, Event, Machine};
+use crate::error::ConnectionEnd;
+use crate::id::ConnectionId;
+use crate::message::Done;
+use crate::stream::StreamKey;
+
+impl Machine {
+    /// Drops an entry that has no calls.
+    pub(super) fn remove_connection(&mut self, id: ConnectionId) {
+        self.forget_connection(id, None);
+    }
+
+    /// Drops an entry. `end` tells the application that it, its calls and its streams have ended.
+    pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        let counts = &mut self.opens;
+        let (live, pending) = match connection.opened_by_us {
+            true => (&mut counts.ours, &mut counts.ours_pending),
+            false => (&mut counts.peers, &mut counts.peers_pending),
+        };
+        *live = live.saturating_sub(1);
+        if connection.unanswered {
+            *pending = pending.saturating_sub(1);
+        }
+        let was_closing = connection.state == State::Closing;
+        if let Some(Money::Payee(payee)) = connection.money.as_deref() {
+            payee.calls.iter().for_each(|waiting| self.fail_ended_slots(waiting));
+        }
+        if let Some(active) = connection.active {
+            let queued = active.requests.iter().map(|body| body.call);
+            let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
+            for call in calls {
+                if self.calls.remove(call).is_some() {
+                    self.events.push_back(Event::CallFailed { call });
+                }
+            }
+            for stream in active.owned {
+                self.streams.remove(stream);
+                self.events.push_back(Event::StreamFailed { stream });
+            }
+        }
+        if let (Some(end), false) = (end, was_closing) {
+            let money = connection.money.as_deref().map(Money::count);
+            self.events.push_back(Event::ConnectionClosed { connection: id, end, money });
+        }
+    }
+
+    /// Forgets a stream that has ended, and its call if that was the last thing of it.
+    pub(super) fn remove_stream(&mut self, key: StreamKey) {
+        let Some(entry) = self.streams.remove(key) else { return };
+        if let Some(connection) = self.connections.get_mut(&entry.connection) {
+            let active = connection.active();
+            active.owned.remove(&key);
+            if let Some(id) = entry.id {
+                active.streams.remove(&id);
+            }
+            let count = if entry.opened_by_us { &mut active.own_streams } else { &mut active.peer_streams };
+            *count = count.saturating_sub(1);
+        }
+        if let Some(call) = self.calls.get_mut(entry.call) {
+            call.streams = call.streams.saturating_sub(1);
+            self.end_served_call(entry.call);
+        }
+    }
+
+    /// Sends Done for a call of the peer's once its response is on its way and its streams have ended.
+    pub(super) fn end_served_call(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        let CallState::Responded { id } = call.state else { return };
+        if call.streams > 0 {
+            return;
+        }
+        let (connection, charged, had_streams) = (call.connection, call.meter.charged(), call.had_streams);
+        self.calls.remove(key);
+        if let Some(live) = self.connections.get_mut(&connection) {
+            live.active().served.remove(&id);
+        }
+        if had_streams {
+            self.control(connection, &Done { connection, call: id, charged });
+        }
+    }
+
+    pub(super) fn schedule(&mut self, id: ConnectionId, source: Source) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.active().ready.push_back(source);
+            self.enter_ring(id);
+        }
+    }
+
+    pub(super) fn schedule_requests(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let active = connection.active();
+        if !active.requests.is_empty() && !core::mem::replace(&mut active.requests_ready, true) {
+            self.schedule(id, Source::Requests);
+        }
+    }
+
+    pub(super) fn schedule_bodies(&mut self, id: ConnectionId) {
+        self.schedule_requests(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let active = connection.active();
+        if !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true) {
+            self.schedule(id, Source::Responses);
+        }
+    }
+
+    pub(super) fn enter_ring(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !core::mem::replace(&mut connection.in_ring, true)
+        {
+            // When nobody waits, nobody owes anybody a turn.
+            let idle = self.outbox.ring.is_empty();
+            self.outbox.round = self.outbox.round.wrapping_add(u64::from(idle));
+            if core::mem::replace(&mut connection.round, self.outbox.round) != self.outbox.round {
+                connection.deficit = 0;
+            }
+            self.outbox.ring.push_back(id);
+        }
+    }
+}

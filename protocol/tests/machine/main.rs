@@ -1,0 +1,10 @@
+//! The session machine and the streams, as two peers back to back and against a hostile peer.
+#![allow(clippy::unwrap_used)]
+
+mod calls;
+mod connections;
+mod handshake;
+mod hostile;
+mod money;
+mod pair;
+mod streams;

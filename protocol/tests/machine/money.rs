@@ -1,0 +1,381 @@
+//! Money credit: what may pass, what waits, what is held, and that both sides count the same.
+
+use std::sync::Arc;
+
+use tollway_protocol::error::{Reason, code};
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::message::{Flow, Status};
+use tollway_protocol::payment::{Amount, Price};
+use tollway_protocol::peer::Read;
+use tollway_protocol::session::{CallKey, Event, PayeeMoney, PayerMoney, PriceTable};
+use tollway_protocol::stream::StreamKey;
+
+use crate::pair::{A, B, Pair};
+
+const FREE: u64 = 0;
+/// 10 for a call.
+const CALL: u64 = 1;
+/// 3 for an item.
+const ITEM: u64 = 2;
+/// 10 for a call, 3 for an item, 1 for each 10 bytes out.
+const ALL: u64 = 3;
+/// 1 for each 100 bytes out.
+const BYTES: u64 = 4;
+
+pub(crate) fn prices() -> Arc<PriceTable> {
+    let price = |call, item, rate: Option<&str>| Price {
+        call: Amount::new(call),
+        item: Amount::new(item),
+        bytes_out: rate.map(|rate| rate.parse().unwrap()),
+        bytes_in: None,
+    };
+    let all = [
+        (CALL, price(10, 0, None)),
+        (ITEM, price(0, 3, None)),
+        (ALL, price(10, 3, Some("1/10B"))),
+        (BYTES, price(0, 0, Some("1/100B"))),
+    ];
+    Arc::new(all.into_iter().collect())
+}
+
+fn paid(pair: &mut Pair, leased: u128) -> ConnectionId {
+    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX };
+    let payee = PayeeMoney { prices: prices(), spent: Amount::ZERO, leased: Amount::new(leased), low: Amount::ZERO };
+    pair.connect_paid(payer, payee)
+}
+
+fn raise(pair: &mut Pair, id: ConnectionId, leased: u128) {
+    pair.peers[B].session_mut().raise_money(id, Amount::new(leased));
+    pair.run();
+}
+
+/// What the payee has spent and the payer has received.
+fn books(pair: &Pair, id: ConnectionId) -> (u128, u128) {
+    let [received, spent] = [A, B].map(|side| pair.peers[side].session().money(id).unwrap().amount.units());
+    (spent, received)
+}
+
+/// What money was asked for since the last look; other events are dropped.
+fn needed(pair: &mut Pair) -> Vec<u128> {
+    let events = pair.take(B).into_iter();
+    let cost = |event| if let Event::MoneyNeeded { cost, .. } = event { Some(cost.units()) } else { None };
+    events.filter_map(cost).collect()
+}
+
+/// A call with a stream from payee to payer: the call at B, the payee's end and the payer's.
+fn watch(pair: &mut Pair, id: ConnectionId, method: u64) -> (CallKey, StreamKey, StreamKey) {
+    let (_, keys) = pair.call_with(A, id, method, b"", &[Flow::FromPeer]);
+    pair.run();
+    let call = pair.requests(B).pop().expect("its price is covered");
+    (call.call, call.slots[0].stream, keys[0])
+}
+
+/// `[pay.call.hold]`: no handler starts that nobody pays for.
+#[test]
+fn a_call_waits_until_its_price_is_covered_and_free_methods_go_on() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 15);
+    pair.call(A, id, CALL, b"first");
+    pair.call(A, id, CALL, b"second");
+    pair.call(A, id, FREE, b"free");
+    pair.call(A, id, CALL, b"third");
+    pair.run();
+    let events = pair.take(B);
+    assert!(
+        matches!(&events[..], [Event::CallRequested(first), Event::MoneyNeeded { cost, .. }, Event::CallRequested(free)]
+        if first.payload == "first" && free.payload == "free" && cost.units() == 20),
+        "{events:?}"
+    );
+    raise(&mut pair, id, 20);
+    let events = pair.take(B);
+    assert!(
+        matches!(&events[..], [Event::CallRequested(second), Event::MoneyNeeded { .. }] if second.payload == "second")
+    );
+    assert_eq!(books(&pair, id), (0, 0), "held is not spent");
+}
+
+/// `[pay.gate.order]`, `[pay.gate.split]`, `[pay.gate.once]`
+#[test]
+fn a_batch_is_split_at_the_item_that_cannot_be_paid_and_nothing_priced_passes_it() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 10);
+    let (_, first, first_in) = watch(&mut pair, id, ITEM);
+    let (_, second, second_in) = watch(&mut pair, id, ITEM);
+    let (_, free, free_in) = watch(&mut pair, id, FREE);
+    (b'0'..=b'4').for_each(|item| pair.peers[B].push(first, &[item]).unwrap());
+    pair.run();
+    assert_eq!(needed(&mut pair), [3]);
+    for stream in [second, free] {
+        (b'0'..=b'4').for_each(|item| pair.peers[B].push(stream, &[item]).unwrap());
+    }
+    pair.run();
+    assert_eq!(needed(&mut pair), [], "said once for each exhaustion");
+    assert_eq!(pair.read_all(A, first_in).0, ["0", "1", "2"]);
+    assert!(pair.read_all(A, second_in).0.is_empty());
+    assert_eq!(pair.read_all(A, free_in).0.len(), 5);
+    assert_eq!(books(&pair, id), (9, 9));
+    raise(&mut pair, id, 18);
+    assert_eq!(pair.read_all(A, first_in).0, ["3", "4"], "what stood first goes first");
+    assert_eq!(pair.read_all(A, second_in).0, ["0"]);
+    assert_eq!(needed(&mut pair), [3]);
+    raise(&mut pair, id, 1000);
+    assert_eq!(pair.read_all(A, second_in).0.len(), 4);
+    assert_eq!(books(&pair, id), (30, 30));
+}
+
+/// `[pay.gate.order]`: a stream in the slack of its rounding passes with what is free, not with a batch.
+#[test]
+fn the_slack_of_a_rounding_lets_no_batch_pass_what_waits() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 12);
+    let (_, bytes, bytes_in) = watch(&mut pair, id, BYTES);
+    let (_, items, _) = watch(&mut pair, id, ITEM);
+    pair.peers[B].push(bytes, &[0; 50]).unwrap();
+    pair.run();
+    assert_eq!(books(&pair, id), (1, 1), "50 of 100 bytes are paid ahead");
+    (0..4).for_each(|_| pair.peers[B].push(items, b"").unwrap());
+    pair.run();
+    assert_eq!((needed(&mut pair), books(&pair, id)), (vec![3], (10, 10)));
+    // 2 are left: 200 bytes more than the slack could be paid, but something waits already.
+    (0..10).for_each(|_| pair.peers[B].push(bytes, &[0; 25]).unwrap());
+    pair.run();
+    assert_eq!(pair.read_all(A, bytes_in).0.len(), 3, "the 50, and two of 25 in the slack");
+    assert_eq!(books(&pair, id), (10, 10));
+}
+
+/// `[pay.call.free-failure]`
+#[test]
+fn a_failure_releases_what_was_held_and_wakes_what_waited_for_it() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 10);
+    pair.call(A, id, CALL, b"fails");
+    pair.call(A, id, CALL, b"waits");
+    pair.run();
+    let [first] = &pair.requests(B)[..] else { panic!() };
+    pair.answer(B, first.call, Status::HandlerFailed, b"");
+    pair.run();
+    let [second] = &pair.requests(B)[..] else { panic!("the released 10 pay for the second") };
+    pair.answer(B, second.call, Status::Ok, b"");
+    pair.run();
+    let charged: Vec<_> = pair.responses(A).iter().map(|answer| answer.charged.units()).collect();
+    assert_eq!(charged, [0, 10]);
+    assert_eq!(books(&pair, id), (10, 10));
+}
+
+/// `[pay.call.charged]`
+#[test]
+fn charged_in_response_and_done_is_what_the_payer_counted() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 10_000);
+    for (status, free) in [
+        (Status::Ok, false),
+        (Status::AppError, false),
+        (Status::Cancelled, false),
+        (Status::HandlerFailed, true),
+        (Status::UnknownMethod, true),
+        (Status::InvalidPayload, true),
+        (Status::TooLarge, true),
+        (Status::PaymentFailed, true),
+    ] {
+        for method in [FREE, CALL, ITEM, ALL, BYTES] {
+            pair.call(A, id, method, b"");
+            pair.run();
+            let call = pair.requests(B)[0].call;
+            pair.answer(B, call, status, &[0; 101]);
+            pair.run();
+            let events = pair.take(A);
+            let Some(Event::CallEnded { charged, counted, .. }) = events.last() else { panic!("{events:?}") };
+            assert_eq!(charged, counted, "{status:?} of method {method}");
+            let expected = [0, 10, 0, 10 + 11, 2][method as usize];
+            assert_eq!(charged.units(), if free { 0 } else { expected }, "{status:?} of method {method}");
+            let (spent, received) = books(&pair, id);
+            assert_eq!(spent, received);
+        }
+    }
+    // With a stream: items before and after the answer, over several frames.
+    let (call, stream, stream_in) = watch(&mut pair, id, ALL);
+    let before = books(&pair, id).0;
+    for _ in 0..7 {
+        pair.peers[B].push(stream, &[0; 13]).unwrap();
+        pair.run();
+    }
+    pair.answer(B, call, Status::Ok, &[0; 5]);
+    pair.peers[B].push(stream, &[0; 13]).unwrap();
+    pair.peers[B].finish(stream);
+    pair.run();
+    assert_eq!(pair.read_all(A, stream_in).0.len(), 8);
+    let events = pair.take(A);
+    let Some(Event::CallEnded { charged, counted, .. }) = events.last() else { panic!() };
+    // 10 + 8 × 3 + ceil((8 × 13 + 5) / 10): rounded once. [pay.meter.rounding]
+    assert_eq!((charged.units(), counted.units()), (10 + 24 + 11, 45));
+    assert_eq!(books(&pair, id), (before + 45, before + 45));
+}
+
+#[test]
+fn a_cancel_before_the_price_is_covered_is_free_and_ends_the_calls_streams() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 0);
+    let flows = [Flow::ToPeer, Flow::FromPeer];
+    let (call, keys) = pair.call_with(A, id, CALL, &[0; 1000], &flows);
+    pair.peers[A].push(keys[0], b"early").unwrap();
+    pair.peers[A].push_with(keys[0], b"nested", &flows).unwrap();
+    pair.run();
+    pair.peers[A].cancel_call(call);
+    pair.run();
+    let events = pair.take(B);
+    assert!(!events.iter().any(|event| matches!(event, Event::CallRequested(_))), "no handler saw it");
+    let answer = pair.responses(A).pop().unwrap();
+    assert_eq!((answer.status, answer.charged.units()), (Status::Cancelled, 0));
+    assert!(matches!(pair.peers[A].read(keys[1]), Read::Ended(_)));
+    assert_eq!(pair.counts(), [(1, 0, 0); 2]);
+    assert_eq!(pair.peers[B].stream_ends(), (0, 0));
+    // A stream that had ended before, with items that nobody will read, is forgotten too.
+    let (call, keys) = pair.call_with(A, id, CALL, b"", &[Flow::ToPeer]);
+    pair.peers[A].push(keys[0], b"early").unwrap();
+    pair.peers[A].finish(keys[0]);
+    pair.run();
+    pair.peers[A].cancel_call(call);
+    pair.run();
+    assert_eq!(pair.peers[B].stream_ends(), (0, 0));
+    // Its bytes of the body window came back, and nothing is blocked.
+    for _ in 0..1100 {
+        let call = pair.call(A, id, CALL, &[0; 1000]);
+        pair.run();
+        pair.peers[A].cancel_call(call);
+        pair.run();
+    }
+    pair.assert_alive();
+    assert_eq!(pair.counts(), [(1, 0, 0); 2]);
+}
+
+/// Items for a call's streams may come before the call is delivered. `[pay.call.streams]`
+#[test]
+fn items_for_a_call_that_waits_for_its_price_are_kept() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 0);
+    let (_, keys) = pair.call_with(A, id, CALL, b"", &[Flow::ToPeer]);
+    pair.peers[A].push(keys[0], b"early").unwrap();
+    pair.peers[A].finish(keys[0]);
+    pair.run();
+    raise(&mut pair, id, 10);
+    let call = pair.requests(B).pop().unwrap();
+    assert_eq!(pair.read_all(B, call.slots[0].stream).0, ["early"]);
+}
+
+#[test]
+fn a_stream_that_waits_for_money_can_be_stopped_and_what_waited_behind_it_goes_on() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 12);
+    let (served, dear, dear_in) = watch(&mut pair, id, ALL);
+    let (_, cheap, cheap_in) = watch(&mut pair, id, ITEM);
+    pair.peers[B].push(dear, &[0; 1000]).unwrap();
+    pair.run();
+    assert_eq!(needed(&mut pair), [113], "with the 10 that are held");
+    pair.peers[B].push(cheap, b"").unwrap();
+    pair.run();
+    pair.peers[A].stop(dear_in, code::CANCELLED);
+    pair.run();
+    assert!(pair.read_all(A, cheap_in).0.is_empty(), "3 are not there: 10 of 12 are held");
+    pair.answer(B, served, Status::HandlerFailed, b"");
+    pair.run();
+    assert_eq!(pair.read_all(A, cheap_in).0.len(), 1);
+    assert_eq!(pair.counts()[B], (1, 1, 1));
+}
+
+#[test]
+fn an_answer_that_waits_for_money_gives_way_to_a_cancel() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 15);
+    let call = pair.call(A, id, ALL, b"");
+    pair.run();
+    let served = pair.requests(B)[0].call;
+    pair.answer_with(B, served, Status::Ok, &[0; 1000], &[Flow::ToPeer, Flow::FromPeer]);
+    pair.run();
+    assert_eq!(needed(&mut pair), [110], "with the 10 that are held");
+    pair.peers[A].cancel_call(call);
+    pair.run();
+    let events = pair.take(A);
+    assert!(
+        matches!(&events[..], [Event::CallAnswered(answer), .., Event::CallEnded { charged, .. }]
+        if answer.status == Status::Cancelled && charged.units() == 10),
+        "{events:?}"
+    );
+    assert_eq!(pair.peers[B].stream_ends(), (0, 0));
+    assert_eq!(pair.counts(), [(1, 0, 0); 2]);
+}
+
+#[test]
+fn money_low_comes_once_until_it_is_raised() {
+    let mut pair = Pair::one_lane();
+    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX };
+    let (leased, low) = (Amount::new(30), Amount::new(20));
+    let id = pair.connect_paid(payer, PayeeMoney { prices: prices(), spent: Amount::ZERO, leased, low });
+    let (_, stream, _) = watch(&mut pair, id, ITEM);
+    let mut low_after = Vec::new();
+    for item in 1..10 {
+        pair.peers[B].push(stream, b"").unwrap();
+        pair.run();
+        if pair.take(B).iter().any(|event| matches!(event, Event::MoneyLow { .. })) {
+            low_after.push(item);
+            if item == 4 {
+                raise(&mut pair, id, 33);
+            }
+        }
+    }
+    assert_eq!(low_after, [4, 5], "18 of 30 are left; 18 of 33 after the raise");
+}
+
+/// `[pay.received.mark]`
+#[test]
+fn the_payers_mark_is_said_once_until_it_is_set_anew() {
+    let mut pair = Pair::one_lane();
+    let payer = PayerMoney { prices: prices(), received: Amount::new(100), mark: Amount::new(105) };
+    let (spent, leased) = (Amount::new(100), Amount::new(1000));
+    let id = pair.connect_paid(payer, PayeeMoney { prices: prices(), spent, leased, low: Amount::ZERO });
+    let (_, stream, _) = watch(&mut pair, id, ITEM);
+    let mut marks = Vec::new();
+    for _ in 0..5 {
+        pair.peers[B].push(stream, b"").unwrap();
+        pair.run();
+        for event in pair.take(A) {
+            if let Event::ReceivedMark { received, .. } = event {
+                marks.push(received.units());
+            }
+        }
+        if marks == [106] && books(&pair, id).1 == 109 {
+            pair.peers[A].session_mut().set_received_mark(id, Amount::new(112));
+        }
+    }
+    assert_eq!(marks, [106, 112]);
+    pair.peers[A].session_mut().set_received_mark(id, Amount::new(110));
+    assert!(matches!(&pair.take(A)[..], [Event::ReceivedMark { .. }]), "it is reached already");
+}
+
+/// `[session.close.payment-first]`
+#[test]
+fn payment_messages_go_out_before_their_connections_close() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 0);
+    for message in ["receipt", "final receipt"] {
+        pair.peers[B].session_mut().send_payment(id, message.into()).unwrap();
+    }
+    pair.peers[B].session_mut().close(id, Reason::none());
+    pair.run();
+    let events = pair.take(A);
+    assert!(
+        matches!(&events[..], [Event::Payment { .. }, Event::Payment { message, .. }, Event::ConnectionClosed { .. }]
+        if message == "final receipt"),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn a_payment_message_on_an_unpaid_connection_is_a_violation() {
+    use crate::pair::framed;
+    use tollway_protocol::{frame::Lane, message::Payment};
+    let mut pair = Pair::one_lane();
+    let connection = pair.connect(A);
+    assert!(pair.peers[A].session_mut().send_payment(connection, "x".into()).is_err());
+    pair.peers[B].handle_frame(pair.now, Lane(0), framed(&Payment { connection }, b"x"));
+    assert!(pair.peers[B].session().end().is_some());
+}
