@@ -1,0 +1,221 @@
+//! A connection to a file service, free or paid, and what a fetch over it costs.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tollway::payment::{ClosedChannel, PaidConnection, Wallet, WalletConfig, WalletError};
+use tollway::{Connection, OpenError, Session};
+use tollway_protocol::error::Reason;
+use tollway_protocol::payment::{Amount, Terms};
+
+use crate::files::{self, Hashing, Received, Sink, TransferError};
+use crate::interrupt::Interrupts;
+use crate::output;
+
+/// A connection to a file service.
+#[derive(Debug)]
+pub(crate) enum Access {
+    /// The files cost nothing.
+    Free(Connection),
+    /// The connection is a payment channel.
+    Paid(Box<PaidConnection>),
+}
+
+/// Why a fetch failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// Known before the payee has sent more than the file's size.
+    #[error(
+        "the budget is too small: {name:?} has {} bytes and costs {needed}, and the budget is {budget}; raise --budget to \
+         at least {needed}",
+        output::grouped(u128::from(*.size))
+    )]
+    TooExpensive {
+        /// The file.
+        name: String,
+        /// Its size in bytes.
+        size: u64,
+        /// What it costs, in base units.
+        needed: Amount,
+        /// What may be spent, in base units.
+        budget: Amount,
+    },
+    /// The payment stopped.
+    #[error(transparent)]
+    Payment(#[from] WalletError),
+    /// The transfer failed, and not for want of money.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
+/// The sums of a channel. In JSON each is a decimal string.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Money {
+    /// What was deposited.
+    pub(crate) deposit: Amount,
+    /// Vouchers that the payee has accepted.
+    pub(crate) vouchers: u64,
+    /// The highest of them.
+    pub(crate) accepted: Amount,
+    /// What the payee charged, by its signed final receipt.
+    pub(crate) spent: Amount,
+    /// What the payer counted by itself.
+    pub(crate) payer_metered: Amount,
+    /// The most that was signed ahead of what had come.
+    pub(crate) peak_ahead: Amount,
+    /// The most that may be.
+    pub(crate) max_ahead: Amount,
+    /// What the payee got.
+    pub(crate) settled: Amount,
+    /// What went back to the payer.
+    pub(crate) refunded: Amount,
+}
+
+impl Money {
+    /// As the final receipt has it.
+    pub(crate) fn of(closed: &ClosedChannel) -> Self {
+        let (stats, receipt) = (&closed.stats, &closed.receipt);
+        Money {
+            deposit: stats.deposit,
+            vouchers: stats.vouchers,
+            accepted: receipt.accepted,
+            spent: receipt.spent,
+            payer_metered: stats.received,
+            peak_ahead: stats.peak_ahead,
+            max_ahead: stats.max_ahead,
+            settled: receipt.settled,
+            refunded: stats.deposit.saturating_sub(receipt.settled),
+        }
+    }
+}
+
+/// Opens the file service if it costs nothing; `None` when it must be paid for.
+///
+/// # Errors
+/// When the peer serves no files, or does not answer.
+pub(crate) async fn open_free(session: &Session) -> Result<Option<Connection>, OpenError> {
+    match session.open(files::SERVICE).await {
+        Ok(connection) => Ok(Some(connection)),
+        Err(OpenError::PaymentRequired { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a payment channel to the file service.
+///
+/// # Errors
+/// When the terms are not to the wallet's liking, or the escrow or the payee refuse.
+pub(crate) async fn open_paid(session: &Session, config: WalletConfig) -> Result<Access, WalletError> {
+    let paid = Wallet::new(config).open(session, files::SERVICE).await?;
+    Ok(Access::Paid(Box::new(paid)))
+}
+
+impl Access {
+    fn connection(&self) -> &Connection {
+        match self {
+            Access::Free(connection) => connection,
+            Access::Paid(paid) => paid.connection(),
+        }
+    }
+
+    /// The terms of a paid connection.
+    pub(crate) fn terms(&self) -> Option<&Terms> {
+        match self {
+            Access::Free(_) => None,
+            Access::Paid(paid) => Some(paid.terms()),
+        }
+    }
+
+    /// Bytes that were metered so far; `None` when nothing is.
+    pub(crate) fn metered_bytes(&self) -> Option<u64> {
+        match self {
+            Access::Free(_) => None,
+            Access::Paid(paid) => Some(paid.stats().bytes),
+        }
+    }
+
+    /// What was paid for and what is left of the budget; empty when nothing is paid.
+    fn paid_and_left(&self) -> String {
+        let Access::Paid(paid) = self else { return String::new() };
+        let stats = paid.stats();
+        let left = stats.budget.saturating_sub(stats.received);
+        format!("paid {} left {}", output::amount(stats.received), output::amount(left))
+    }
+
+    /// Fetches a file to the disk. It has not got its name yet.
+    ///
+    /// # Errors
+    /// When the file does not come, or the money does not suffice: then the payment is the cause that is told.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the payee and deletes what was written. The channel stays open.
+    pub(crate) async fn fetch(
+        &self,
+        name: &str,
+        target: &Path,
+        hashing: Hashing,
+        show_progress: bool,
+    ) -> Result<Received, FetchError> {
+        let result = self.transfer(name, target, hashing, show_progress).await;
+        match (result, self) {
+            // What broke the transfer off is what the wallet says, not how the transfer noticed.
+            (Err(FetchError::Transfer(error)), Access::Paid(paid)) => match paid.failure() {
+                Some(failure) => Err(failure.into()),
+                None => Err(error.into()),
+            },
+            (result, _) => result,
+        }
+    }
+
+    async fn transfer(
+        &self,
+        name: &str,
+        target: &Path,
+        hashing: Hashing,
+        show_progress: bool,
+    ) -> Result<Received, FetchError> {
+        let incoming = files::request(self.connection(), name).await?;
+        if let Access::Paid(paid) = self {
+            // A file that cannot be paid for to its end is not begun.
+            let price = paid.terms().method(files::method().0).map(|method| method.price).unwrap_or_default();
+            let needed = price.cost(incoming.usage(name)).unwrap_or(Amount::MAX);
+            let budget = paid.stats().budget;
+            if needed > budget {
+                return Err(FetchError::TooExpensive { name: name.to_owned(), size: incoming.size, needed, budget });
+            }
+        }
+        let sink = Sink::create(target, hashing).map_err(TransferError::from)?;
+        let mut progress = output::Progress::new(incoming.size, show_progress);
+        let received = incoming.save(sink, |bytes| progress.advance(bytes, || self.paid_and_left())).await?;
+        Ok(received)
+    }
+
+    /// Closes the connection, and the channel if it is one.
+    ///
+    /// # Errors
+    /// When the channel could not be closed.
+    pub(crate) async fn close(self) -> Result<Option<ClosedChannel>, WalletError> {
+        match self {
+            Access::Free(connection) => {
+                connection.close(Reason::none());
+                Ok(None)
+            }
+            Access::Paid(paid) => paid.close().await.map(Some),
+        }
+    }
+}
+
+/// Awaits `work` until the first interrupt, which drops it.
+///
+/// # Errors
+/// [`crate::failure::Failure::Interrupted`].
+pub(crate) async fn unless_interrupted<T>(
+    interrupts: &Interrupts,
+    work: impl Future<Output = T>,
+) -> Result<T, crate::failure::Failure> {
+    tokio::select! {
+        biased;
+        () = interrupts.first() => Err(crate::failure::Failure::Interrupted),
+        result = work => Ok(result),
+    }
+}

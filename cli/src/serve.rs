@@ -1,0 +1,209 @@
+//! `tollway serve`: sells the files of a directory.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tollway::conduit::endpoint::Endpoint;
+use tollway::escrow::{Escrow, LedgerClient, LedgerService};
+use tollway::payment::{Payee, PayeeConfig};
+use tollway::rpc::Services;
+use tollway::store::MemoryStore;
+use tollway::{Server, SessionConfig};
+use tollway_protocol::payment::{Address, Rate};
+
+use crate::failure::Failure;
+use crate::files::{self, FileService, Shelf};
+use crate::interrupt::Interrupts;
+use crate::ledger::dev_ledger;
+use crate::units::{FilePrice, Place};
+use crate::{keys, output};
+
+/// Sells the files of a directory, or gives them away with --price 0.
+///
+/// A name in a URL is a path below the directory; none leads out of it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 25/KiB --key payee.key --dev-ledger\n  \
+    tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 25/KiB --key payee.key \\\n    \
+    --ledger tcp://127.0.0.1:7300\n  \
+    tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 0")]
+pub(crate) struct Arguments {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "URL")]
+    listen: Place,
+    /// The directory whose files are served.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Base units for the bytes that are sent: AMOUNT/B, /KiB, /MiB or /GiB, or 0 for nothing.
+    #[arg(long)]
+    price: FilePrice,
+    /// The payee's key, to which the money goes.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The ledger where payers deposit.
+    #[arg(long, value_name = "URL", conflicts_with = "dev_ledger")]
+    ledger: Option<Place>,
+    /// Serve a ledger for trying out beside the files: in memory, and with credit for everybody.
+    #[arg(long)]
+    dev_ledger: bool,
+    /// How payers reach this server, if not by the address that it listens on.
+    #[arg(long, value_name = "URL")]
+    advertise: Option<Place>,
+    /// Seconds that transfers may go on after the first Ctrl-C.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u64,
+    /// Print the line that says that it is ready as a JSON object.
+    #[arg(long)]
+    json: bool,
+    /// End when standard input is closed, so that it never outlives who started it.
+    #[arg(long)]
+    exit_with_stdin: bool,
+}
+
+/// Why nothing can be served.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("cannot serve the directory {}: {source}", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("files with a price need a payee: add --key FILE (`tollway keygen FILE` makes one), or use --price 0")]
+    NoKey,
+    #[error("files with a price need a ledger: add --ledger URL, or --dev-ledger for trying out")]
+    NoLedger,
+    #[error("cannot use the ledger {url}: {source}. Is it running? `tollway ledger serve --help` tells how")]
+    Ledger { url: Endpoint, source: tollway::escrow::EscrowError },
+    #[error(
+        "payers cannot reach the ledger at {0}: add --advertise tcp://HOST:PORT with an address that they can reach"
+    )]
+    NotReachable(Endpoint),
+}
+
+/// A place where nobody can listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {endpoint}: {source}; port 0 takes a free one")]
+pub(crate) struct ListenError {
+    endpoint: Endpoint,
+    source: io::Error,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    event: &'static str,
+    url: String,
+    price: String,
+    payee: Option<Address>,
+    ledger: Option<String>,
+}
+
+pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
+    let shelf =
+        Shelf::open(&arguments.dir).map_err(|source| ServeError::Directory { path: arguments.dir.clone(), source })?;
+    let mut server = bind(&arguments.listen, SessionConfig::default()).await?;
+    let files = FileService::new(shelf);
+    let mut ready = Ready {
+        event: "ready",
+        url: advertised(&arguments, server.endpoint()).to_string(),
+        price: arguments.price.to_string(),
+        payee: None,
+        ledger: None,
+    };
+    let (services, payee) = match arguments.price.rate() {
+        None => (Services::new().with(files), None),
+        Some(rate) => {
+            let (services, payee, ledger) = sell(&arguments, server.endpoint(), rate).await?;
+            (ready.payee, ready.ledger) = (Some(payee.address()), Some(ledger.to_string()));
+            (services.with_paid(files, payee.clone()), Some(payee))
+        }
+    };
+    server.set_config(SessionConfig { services, ..SessionConfig::default() });
+    announce(&ready, &arguments)?;
+
+    let grace = Duration::from_secs(arguments.grace);
+    server.run(shutdown(interrupts, arguments.exit_with_stdin), grace).await;
+    if let Some(payee) = payee {
+        // Channels whose payer is gone are settled now. A ledger that does not answer must not hold the process for ever.
+        if tokio::time::timeout(grace, payee.idle()).await.is_err() {
+            tracing::warn!("some channels are not settled");
+        }
+    }
+    Ok(())
+}
+
+/// Makes the payee, with the ledger beside it if that is to be served too.
+async fn sell(
+    arguments: &Arguments,
+    bound: &Endpoint,
+    rate: Rate,
+) -> Result<(Services, Arc<Payee>, Endpoint), Failure> {
+    let key = keys::load(arguments.key.as_ref().ok_or(ServeError::NoKey)?)?;
+    let mut services = Services::new();
+    let (escrow, url): (Arc<dyn Escrow>, Endpoint) = match &arguments.ledger {
+        Some(Place(url)) => {
+            let client = LedgerClient::connect(url).await;
+            (Arc::new(client.map_err(|source| ServeError::Ledger { url: url.clone(), source })?), url.clone())
+        }
+        None if arguments.dev_ledger => {
+            let url = advertised(arguments, bound);
+            if url.host() == "0.0.0.0" || url.host() == "::" {
+                return Err(ServeError::NotReachable(url.clone()).into());
+            }
+            // Nobody has seen this ledger before, nor will see it again: so its key is as new, and kept nowhere.
+            let ledger = dev_ledger(&keys::generate()?);
+            services = services.with(LedgerService::new(ledger.clone()));
+            (Arc::new(ledger), url.clone())
+        }
+        None => return Err(ServeError::NoLedger.into()),
+    };
+    let store = Arc::new(MemoryStore::new());
+    let mut config = PayeeConfig::new(key, escrow, store, files::SERVICE, files::prices(rate));
+    config.ledger_url = Some(url.to_string());
+    Ok((services, Payee::new(config)?, url))
+}
+
+fn advertised<'a>(arguments: &'a Arguments, bound: &'a Endpoint) -> &'a Endpoint {
+    arguments.advertise.as_ref().map_or(bound, |place| &place.0)
+}
+
+fn announce(ready: &Ready, arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.json {
+        output::json(ready)?;
+        return Ok(());
+    }
+    let mut text = format!("ready: {}, price {}", ready.url, ready.price);
+    if let (Some(payee), Some(ledger)) = (&ready.payee, &ready.ledger) {
+        text.push_str(&format!(", payee {payee}, ledger {ledger}"));
+    }
+    output::line(&text)?;
+    Ok(())
+}
+
+/// Binds a place, and says what is wrong with one that cannot be bound.
+///
+/// # Errors
+/// When it cannot be bound.
+pub(crate) async fn bind(place: &Place, config: SessionConfig) -> Result<Server, ListenError> {
+    let failed = |source| ListenError { endpoint: place.0.clone(), source };
+    Server::bind(&place.0, config).await.map_err(failed)
+}
+
+/// Resolves when a server is to end: after Ctrl-C, or when standard input ends, if it was started so.
+pub(crate) async fn shutdown(interrupts: Interrupts, with_stdin: bool) {
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    if with_stdin {
+        // A thread of its own, which the end of the process need not wait for.
+        std::thread::spawn(move || {
+            // An input that fails has ended as well.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            drop(tell);
+        });
+        tokio::select! {
+            _ended = told => {}
+            () = interrupts.first() => {}
+        }
+    } else {
+        interrupts.first().await;
+    }
+}
