@@ -1,5 +1,6 @@
 //! Virtual connections: their states, races, ids and limits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,8 @@ use tollway_protocol::id::{CallId, ConnectionId, Parity};
 use tollway_protocol::limits::{ConnectionLimits, SessionLimits};
 use tollway_protocol::message::{Accept, Cancel, Close, Open, Reject, Request};
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::session::{CommandError, Config, Event, LaneMode};
+use tollway_protocol::payment::Amount;
+use tollway_protocol::session::{CommandError, Config, Event, LaneMode, PayerMoney};
 
 use crate::pair::{A, B, Pair, config, framed};
 
@@ -386,6 +388,24 @@ fn a_service_name_and_metadata_hold_at_the_limit_and_are_refused_one_over() {
     assert!(try_open(256, 16 * 1024 - 1));
     assert!(!try_open(257, 0));
     assert!(!try_open(1, 16 * 1024));
-    // The largest credential fits the peer's largest frame, a larger one is refused before it is sent.
-    assert!(try_open(256, 0));
+}
+
+/// `[session.frame.max]`
+#[test]
+fn the_largest_credential_fits_the_peers_largest_frame_and_a_larger_one_is_refused_before_it_is_sent() {
+    let limits = SessionLimits { max_frame: 40_000, ..Default::default() };
+    for (bytes, fits) in [(40_000 - 32 * 1024, true), (40_001 - 32 * 1024, false)] {
+        let mut pair = Pair::open(config(LaneMode::One), Config { limits, ..Config::default() }, 1);
+        let now = pair.now;
+        let money = PayerMoney { prices: Arc::default(), received: Amount::ZERO, mark: Amount::MAX };
+        let paid = Some((Bytes::from(vec![0; bytes]), money));
+        // With the longest name and full metadata.
+        let metadata = Metadata::new().with("k", vec![0; 16 * 1024 - 1]);
+        let limits = ConnectionLimits { max_item: 1, max_body: 1, ..Default::default() };
+        let opened = pair.peers[A].session_mut().open(now, &"s".repeat(256), limits, metadata, paid);
+        assert_eq!(opened.is_ok(), fits, "{opened:?}");
+        pair.run();
+        pair.assert_alive();
+        assert_eq!(pair.counts()[B].0, usize::from(fits));
+    }
 }
