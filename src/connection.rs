@@ -10,7 +10,7 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::MoneyCount;
 
-use crate::rpc::{Answer, CallError, CallFuture, MethodId, encode};
+use crate::rpc::{CallError, CallFuture, MethodId, Response, encode};
 use crate::session::SessionInner;
 use crate::shared::ConnectionCell;
 
@@ -93,15 +93,23 @@ impl Connection {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        self.call_with(method, Metadata::new(), args).await?.decode()
+        self.request(method, Metadata::new(), args).await?.decode()
     }
 
-    async fn call_with<A: Serialize + ?Sized>(
+    /// Calls a method with metadata, and returns the answer with what came along.
+    ///
+    /// # Errors
+    /// When the arguments cannot be encoded, or no answer comes. An answer that is an error is one for
+    /// [`Response::decode`] to tell.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call; the method may have been executed.
+    pub async fn request<A: Serialize + ?Sized>(
         &self,
         method: MethodId,
         metadata: Metadata,
         args: &A,
-    ) -> Result<Answer, CallError> {
+    ) -> Result<Response, CallError> {
         let encoded = encode(args)?;
         let ConnectionInner { session, id, cell, .. } = &*self.inner;
         CallFuture::new((&session.shared, cell), *id, method.0, metadata, encoded).await

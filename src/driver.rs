@@ -30,8 +30,8 @@ use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received,
 use crate::handler::{CancelFlag, Handler, ServedBody, respond};
 use crate::payment::{OpenRequest, PaymentEvent};
 use crate::rpc::{
-    Aftermath, Answer, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, Reply, RunAs, ServiceEntry, Services,
-    StreamCore, StreamError,
+    Aftermath, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, Reply, Response, RunAs, ServiceEntry,
+    Services, StreamCore, StreamError,
 };
 use crate::shared::{ConnectionCell, LentStreams, OpenAnswer, Shared, State};
 
@@ -449,7 +449,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             let IncomingResponse { call, status, metadata, charged, .. } = answer;
             match waiting_slot(state, call) {
                 Some(slot) => {
-                    let answer = Answer { status, metadata, charged, payload, streams };
+                    let answer = Response { status, metadata, charged, payload, streams };
                     work.after.wake(slot.settle(Outcome::Answered(answer)));
                 }
                 None => {

@@ -1,5 +1,6 @@
 //! One call, from the caller's side.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,17 +79,27 @@ pub(crate) struct CallSlot {
 
 /// How a call came out.
 pub(crate) enum Outcome {
-    Answered(Answer),
+    Answered(Response),
     Failed,
 }
 
-/// An answer as it came.
-pub(crate) struct Answer {
+/// The answer to a call, with what came along. Dropped undecoded, its streams are ended.
+pub struct Response {
     pub(crate) status: Status,
     pub(crate) metadata: Metadata,
     pub(crate) charged: Amount,
     pub(crate) payload: Bytes,
     pub(crate) streams: Vec<InboundStream>,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.status)
+            .field("charged", &self.charged)
+            .field("bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl CallSlot {
@@ -150,7 +161,7 @@ impl<'a> CallFuture<'a> {
         })
     }
 
-    fn poll_outcome(&mut self, key: SlotKey, cx: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
+    fn poll_outcome(&mut self, key: SlotKey, cx: &mut Context<'_>) -> Poll<Result<Response, CallError>> {
         let mut state = self.shared.lock();
         let Some(slot) = state.slots.get_mut(key) else {
             drop(state);
@@ -191,7 +202,7 @@ impl<'a> CallFuture<'a> {
 }
 
 impl Future for CallFuture<'_> {
-    type Output = Result<Answer, CallError>;
+    type Output = Result<Response, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.stage {
@@ -216,9 +227,23 @@ impl Drop for CallFuture<'_> {
     }
 }
 
-impl Answer {
-    /// The result, or what came instead of it.
-    pub(crate) fn decode<R: DeserializeOwned>(self) -> Result<R, CallError> {
+impl Response {
+    /// What the callee sent along.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// What the callee says that the call has cost when it answered, in base units; streams that go on cost more. Zero
+    /// on an unpaid connection.
+    pub fn charged(&self) -> Amount {
+        self.charged
+    }
+
+    /// The result, with the streams in it.
+    ///
+    /// # Errors
+    /// When the call was answered with an error, or the result is not an `R`.
+    pub fn decode<R: DeserializeOwned>(self) -> Result<R, CallError> {
         match self.status {
             Status::Ok => Ok(codec::decode(&self.payload, self.streams)?),
             Status::AppError => Err(CallError::App(self.payload)),

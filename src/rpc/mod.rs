@@ -8,12 +8,12 @@ mod codec;
 mod service;
 mod stream;
 
-pub use call::CallError;
+pub use call::{CallError, Response};
 pub use codec::{DecodeError, EncodeError};
 pub use service::{BoxReply, IncomingCall, MethodId, Reply, Service, Services};
 pub use stream::{Rx, StreamError, Tx, stream};
 
-pub(crate) use call::{Answer, CallFuture, CallSlot, Outcome};
+pub(crate) use call::{CallFuture, CallSlot, Outcome};
 pub(crate) use codec::{OutboundSlots, encode};
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
 pub(crate) use stream::{Aftermath, InboundStream, StreamCore};
