@@ -321,6 +321,7 @@ impl Payee {
     }
 
     /// Checks a credential, cheap first. Nothing about the channel is looked up before possession is proved.
+    /// `[pay.possession.first]`
     async fn check(&self, service: &str, credential: &[u8]) -> Result<(Credential, ChannelId, Verifier), Refusal> {
         let credential = Credential::decode(credential)?;
         let max_age = u64::try_from(CHALLENGE_AGE.as_millis()).unwrap_or(u64::MAX);
@@ -374,7 +375,7 @@ impl Payee {
                 channel
             }
         };
-        // Compared by the store, too: of two opens at once, one has the channel.
+        // Compared by the store, too: of two opens at once, one has the channel. [pay.epoch.greater]
         let owned = channel.take_ownership(credential.epoch).map_err(Refusal::StaleEpoch)?;
         store::apply(store, &owned).await?;
         if let Some(update) = channel.set_deposit(deposit) {

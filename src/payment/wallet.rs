@@ -230,6 +230,7 @@ impl Wallet {
         let quote = Quote::decode(&terms).map_err(|error| WalletError::MalformedQuote(error.to_string()))?;
         // Whoever signed is named before the pinned payee is compared, so that the error can say both.
         let terms = quote.terms.verify(None)?;
+        // [pay.terms.signed]
         if let Some(expected) = self.config.payee.filter(|&expected| expected != terms.payee) {
             return Err(WalletError::PayeeMismatch { expected, found: terms.payee });
         }
@@ -275,6 +276,7 @@ impl Wallet {
             in_flight_cap: terms.in_flight_cap,
             loss_budget: Amount::ZERO,
         };
+        // [pay.terms.workable]
         limits.acceptable(dearest_unit)?;
         Ok(limits)
     }
@@ -363,7 +365,7 @@ impl Wallet {
         let windows = paid_limits(&terms, limits.max_ahead);
         let paid = (Bytes::from(credential), money, mailbox.clone());
         let (connection, receipt) = session.open_with(service, windows, Metadata::new(), Some(paid)).await?;
-        // Who cannot sign for the payee has accepted in its place: nothing is authorised.
+        // Who cannot sign for the payee has accepted in its place: nothing is authorised. [pay.receipt.accept]
         match PaymentMessage::decode(&receipt) {
             Ok(PaymentMessage::Receipt(receipt)) => {
                 receipt.verify(&descriptor).map_err(|error| WalletError::BadMessage(error.to_string()))?;

@@ -77,6 +77,7 @@ mod tests {
         }
     }
 
+    /// `[pay.cap.windows]`
     #[test]
     fn what_may_be_on_its_way_is_within_the_cap_and_within_what_is_authorised_ahead() {
         for (cap, lease, ahead) in [(10_000_000, 10_000, 100_000), (400_000, 10_000, 1_000_000)] {

@@ -235,6 +235,7 @@ mod tests {
         assert_eq!(key().verify(&challenge, &Hash([4; 32]), 1_100, 500), Err(ChallengeError::OtherTerms));
     }
 
+    /// `[pay.challenge.once]`
     #[test]
     fn a_challenge_is_used_once_while_it_could_still_be_taken() {
         let mut used = UsedNonces::new(8);

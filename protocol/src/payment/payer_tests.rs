@@ -148,6 +148,7 @@ fn the_deposit_is_topped_up_to_its_limit_and_only_when_the_own_count_agrees() {
     assert_eq!(decline, Decline { reason: DeclineReason::Deposit, needed: units(601), limit: units(600) });
 }
 
+/// `[pay.terms.workable]`
 #[test]
 fn terms_are_workable_when_the_dearest_unit_fits_between_two_vouchers() {
     assert_eq!(limits().acceptable(units(90)), Ok(()));

@@ -76,6 +76,7 @@ fn balances(ledger: &Ledger) -> (u128, u128) {
     (of(1), of(2))
 }
 
+/// `[pay.ledger.conserved]`
 #[test]
 fn settle_and_close_pay_exactly_the_signed_amounts_and_the_rest_goes_back() {
     let (mut ledger, channel) = opened(600);

@@ -16,6 +16,7 @@ fn open() -> OpenChannel {
     }
 }
 
+/// `[pay.ledger.identity]`
 #[test]
 fn a_ledger_is_known_by_its_key_and_found_out_with_another_chain_id() {
     let ledger = LedgerIdentity::of(&key(7));

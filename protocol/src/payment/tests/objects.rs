@@ -66,6 +66,7 @@ fn terms_with_any_field_changed_are_refused() {
     }
 }
 
+/// `[pay.terms.signed]`
 #[test]
 fn terms_of_another_payee_are_refused_when_one_is_pinned() {
     let mut theirs = terms();
@@ -84,6 +85,7 @@ fn sign_bytes(bytes: Vec<u8>, chain_id: u64, escrow: Address, signer: &SecretKey
     SignedTerms { bytes, chain_id, escrow, signature: signer.sign_digest(&digest) }
 }
 
+/// `[pay.signed.canonical]`
 #[test]
 fn well_signed_terms_that_are_not_the_one_encoding_are_refused() {
     let good = postcard::to_stdvec(&terms()).unwrap();
@@ -179,6 +181,7 @@ fn a_credential_round_trips_and_proves_possession() {
     assert_eq!(without.verify_voucher(&verifier), Ok(None));
 }
 
+/// `[pay.possession.first]`
 #[test]
 fn a_credential_with_any_signed_field_changed_is_refused() {
     let edits: &[Edit<Credential>] = &[

@@ -47,6 +47,7 @@ fn the_address_of_key_one_is_the_known_one() {
     assert_eq!(address.to_string(), "0x7e5f4552091a69125d5dfcb7b8c2659029395bdf");
 }
 
+/// `[pay.signature.canonical]`
 #[test]
 fn each_non_canonical_form_is_refused_by_name() {
     let digest = Hash([1; 32]);

@@ -129,6 +129,7 @@ macro_rules! vectors {
             check_vector($id);
         })+
 
+        /// `[pay.channel.computed]`
         #[test]
         fn every_vector_of_the_file_has_its_test() {
             let ids: Vec<u64> =
