@@ -64,9 +64,23 @@ pub(crate) struct Driver<R, W> {
     sleep: Pin<Box<Sleep>>,
     sleep_until: Option<Time>,
     corked: bool,
+    /// The conduit has not ended or failed.
     reading: bool,
-    /// A stranger knocked: the refusal is what is written last.
+    /// What the machine said under the last lock: whether frames should be read, and its deadline. Whatever changes
+    /// them kicks the driver, which asks again in the round that it is woken for.
+    wants_frames: bool,
+    deadline: Option<Time>,
     stage: Stage,
+}
+
+/// What a look into the outbox led to.
+enum Wrote {
+    /// Nothing, on purpose: other tasks should run first.
+    Corked,
+    /// Something was taken or written.
+    Some,
+    /// There was nothing to do.
+    Nothing,
 }
 
 enum Stage {
@@ -118,13 +132,15 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             sleep_until: None,
             corked: false,
             reading: true,
+            wants_frames: true,
+            deadline: None,
             stage: Stage::Running,
         }
     }
 
     /// Reads what is there and hands it on. Returns whether anything happened.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.reading {
+        if !self.reading || !self.wants_frames {
             return false;
         }
         let lost = match self.reader.poll_recv(cx, &mut self.frames) {
@@ -157,8 +173,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         self.writer.start_refusal(stranger);
     }
 
-    /// Takes frames out of the machine and writes them. Returns whether anything happened.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<bool, ()> {
+    /// Takes frames out of the machine and writes them.
+    ///
+    /// # Errors
+    /// When the conduit is lost; the session has ended then.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Wrote, ()> {
         let mut after = Aftermath::default();
         let mut taken = false;
         let mut events = false;
@@ -166,6 +185,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             let now = self.shared.now();
             let mut state = self.shared.lock();
             let State { machine, streams, .. } = &mut *state;
+            let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
+            if cork && machine.has_only_small_bodies(CORK_BELOW) {
+                self.corked = true;
+                return Ok(Wrote::Corked);
+            }
             let mut lent = LentStreams { streams, after: &mut after };
             while self.writer.buffered() < WRITE_AHEAD {
                 let Some(frame) = machine.poll_transmit(now, &mut lent) else { break };
@@ -173,7 +197,10 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                 taken = true;
             }
             events = machine.has_events();
+            (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
+            state.unkick();
         }
+        self.corked = false;
         after.settle();
         if events {
             let state = self.shared.lock();
@@ -187,7 +214,8 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             self.lose(&error, cx);
             return Err(());
         }
-        Ok(taken || self.writer.written() != before)
+        let wrote = taken || events || self.writer.written() != before;
+        Ok(if wrote { Wrote::Some } else { Wrote::Nothing })
     }
 
     fn lose(&mut self, error: &ConduitError, cx: &mut Context<'_>) {
@@ -198,18 +226,8 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         self.stage = Stage::Done;
     }
 
-    /// Whether other tasks should run before the next write.
-    fn should_cork(&mut self) -> bool {
-        if self.corked || self.writer.buffered() > 0 {
-            return false;
-        }
-        let state = self.shared.lock();
-        state.machine.call_count() > 1 && state.machine.has_only_small_bodies(CORK_BELOW)
-    }
-
     fn poll_time(&mut self, cx: &mut Context<'_>) -> bool {
-        let deadline = self.shared.lock().machine.poll_timeout();
-        let Some(deadline) = deadline else { return false };
+        let Some(deadline) = self.deadline else { return false };
         // Every byte that comes moves the keepalive's deadline away. The timer stays where it is and finds, when it
         // fires, that it is early: setting it anew for each read would cost more than the read's own bookkeeping.
         if self.sleep_until.is_none_or(|until| deadline < until) {
@@ -343,17 +361,15 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Future for Driver<R, W> {
             if this.shared.end().is_some() || !matches!(this.stage, Stage::Running) {
                 return this.poll_closing(cx);
             }
-            let read = this.shared.lock().machine.wants_frames() && this.poll_read(cx);
+            let read = this.poll_read(cx);
             if this.shared.end().is_some() {
                 continue;
             }
-            if this.should_cork() {
-                this.corked = true;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            this.corked = false;
-            let Ok(wrote) = this.poll_write(cx) else { continue };
+            let wrote = match this.poll_write(cx) {
+                Ok(Wrote::Corked) => break,
+                Ok(wrote) => matches!(wrote, Wrote::Some),
+                Err(()) => continue,
+            };
             let timed = this.poll_time(cx);
             if !read && !wrote && !timed && this.shared.end().is_none() && this.shared.park_driver(cx).is_pending() {
                 return Poll::Pending;

@@ -115,6 +115,13 @@ impl ConnectionCell {
     }
 }
 
+impl State {
+    /// The driver has seen all that is in the outbox.
+    pub(crate) fn unkick(&mut self) {
+        self.kicked = false;
+    }
+}
+
 impl Shared {
     pub(crate) fn new(make: impl FnOnce(Time) -> Machine, opened: oneshot::Sender<Metadata>) -> Arc<Self> {
         let state = State {

@@ -140,12 +140,28 @@ pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, into: &mut Vec<u8>) 
     }
 }
 
+thread_local! {
+    /// Where small values are encoded, to be copied into a buffer of their size: one allocation, and none to grow.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Encodings from this size up keep the buffer in which they were made.
+const OWN_BUFFER: usize = 4 * 1024;
+
 /// The value's encoding in a buffer of its own.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, OutboundSlots), EncodeError> {
-    // Most calls are small: one allocation, no growth.
-    let mut buffer = Vec::with_capacity(128);
-    let slots = encode_into(value, &mut buffer)?;
-    Ok((Bytes::from(buffer), slots))
+    // Taken, not borrowed: a `Serialize` may encode something itself.
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    let slots = encode_into(value, &mut scratch)?;
+    let payload = if scratch.len() < OWN_BUFFER {
+        let payload = Bytes::copy_from_slice(&scratch);
+        SCRATCH.set(scratch);
+        payload
+    } else {
+        Bytes::from(scratch)
+    };
+    Ok((payload, slots))
 }
 
 /// Decodes all of a payload. Streams that the value does not take are ended.
