@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tollway_protocol::id::ConnectionId;
@@ -215,12 +217,21 @@ impl Reply {
 pub(crate) struct ServiceEntry {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) payee: Option<Arc<Payee>>,
-    guards: parking_lot::Mutex<HashMap<MethodId, Arc<MethodGuard>>>,
+    /// By method id, which is a hash already.
+    guards: RwLock<FxHashMap<u64, Arc<MethodGuard>>>,
 }
 
 impl ServiceEntry {
     pub(crate) fn guard(&self, method: MethodId) -> Arc<MethodGuard> {
-        self.guards.lock().entry(method).or_default().clone()
+        if let Some(guard) = self.guards.read().get(&method.0) {
+            return guard.clone();
+        }
+        let mut guards = self.guards.write();
+        if guards.len() >= MAX_GUARDS {
+            // A service has fewer methods than that: these are ids that somebody makes up, and they stay unmeasured.
+            return Arc::default();
+        }
+        guards.entry(method.0).or_default().clone()
     }
 }
 
@@ -266,6 +277,9 @@ impl Services {
         self.by_name.get(name)
     }
 }
+
+/// Methods of a service that are measured. An id that no method has takes a place, too, until all are taken.
+const MAX_GUARDS: usize = 4_096;
 
 /// Calls of a method for which handlers are spawned after one was found not to be short.
 const SPAWN_AFTER_LONG: u32 = 512;
