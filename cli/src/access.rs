@@ -1,6 +1,7 @@
 //! A connection to a file service, free or paid, and what a fetch over it costs.
 
 use std::path::Path;
+use std::pin::pin;
 
 use serde::Serialize;
 use tollway::payment::{ClosedChannel, PaidConnection, Wallet, WalletConfig, WalletError};
@@ -8,7 +9,7 @@ use tollway::{Connection, OpenError, Session};
 use tollway_protocol::error::Reason;
 use tollway_protocol::payment::{Amount, Terms};
 
-use crate::files::{self, Hashing, Received, Sink, TransferError};
+use crate::files::{self, Hashing, Incoming, Received, Sink, TransferError};
 use crate::interrupt::Interrupts;
 use crate::output;
 
@@ -53,9 +54,9 @@ pub(crate) enum FetchError {
 pub(crate) struct Money {
     /// What was deposited.
     pub(crate) deposit: Amount,
-    /// Vouchers that the payee has accepted.
+    /// Vouchers that were signed.
     pub(crate) vouchers: u64,
-    /// The highest of them.
+    /// The highest one that the payee has accepted.
     pub(crate) accepted: Amount,
     /// What the payee charged, by its signed final receipt.
     pub(crate) spent: Amount,
@@ -159,10 +160,9 @@ impl Access {
         let result = self.transfer(name, target, hashing, show_progress).await;
         match (result, self) {
             // What broke the transfer off is what the wallet says, not how the transfer noticed.
-            (Err(FetchError::Transfer(error)), Access::Paid(paid)) => match paid.failure() {
-                Some(failure) => Err(failure.into()),
-                None => Err(error.into()),
-            },
+            (Err(FetchError::Transfer(error)), Access::Paid(paid)) => {
+                Err(paid.failure().map_or(error.into(), Into::into))
+            }
             (result, _) => result,
         }
     }
@@ -175,19 +175,32 @@ impl Access {
         show_progress: bool,
     ) -> Result<Received, FetchError> {
         let incoming = files::request(self.connection(), name).await?;
-        if let Access::Paid(paid) = self {
-            // A file that cannot be paid for to its end is not begun.
-            let price = paid.terms().method(files::method().0).map(|method| method.price).unwrap_or_default();
-            let needed = price.cost(incoming.usage(name)).unwrap_or(Amount::MAX);
-            let budget = paid.stats().budget;
-            if needed > budget {
-                return Err(FetchError::TooExpensive { name: name.to_owned(), size: incoming.size, needed, budget });
-            }
-        }
+        let needed = self.affordable(name, &incoming)?;
         let sink = Sink::create(target, hashing).map_err(TransferError::from)?;
         let mut progress = output::Progress::new(incoming.size, show_progress);
-        let received = incoming.save(sink, |bytes| progress.advance(bytes, || self.paid_and_left())).await?;
-        Ok(received)
+        let mut saved = pin!(incoming.save(sink, |bytes| progress.advance(bytes, || self.paid_and_left())));
+        let Access::Paid(paid) = self else { return Ok(saved.await?) };
+        tokio::select! {
+            biased;
+            received = &mut saved => Ok(received?),
+            // What is signed for still comes. For more the payee would wait, with patience and in vain.
+            failure = paid.failed() => match paid.stats().signed >= needed {
+                true => Ok(saved.await?),
+                false => Err(failure.into()),
+            },
+        }
+    }
+
+    /// What the whole file costs: one that cannot be paid for to its end is not begun.
+    fn affordable(&self, name: &str, incoming: &Incoming) -> Result<Amount, FetchError> {
+        let Access::Paid(paid) = self else { return Ok(Amount::ZERO) };
+        let price = paid.terms().method(files::method().0).map(|method| method.price).unwrap_or_default();
+        let needed = price.cost(incoming.usage(name)).unwrap_or(Amount::MAX);
+        let (budget, size) = (paid.stats().budget, incoming.size);
+        if needed > budget {
+            return Err(FetchError::TooExpensive { name: name.to_owned(), size, needed, budget });
+        }
+        Ok(needed)
     }
 
     /// Closes the connection, and the channel if it is one.

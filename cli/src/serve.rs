@@ -192,18 +192,21 @@ pub(crate) async fn bind(place: &Place, config: SessionConfig) -> Result<Server,
 /// Resolves when a server is to end: after Ctrl-C, or when standard input ends, if it was started so.
 pub(crate) async fn shutdown(interrupts: Interrupts, with_stdin: bool) {
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
-    if with_stdin {
-        // A thread of its own, which the end of the process need not wait for.
-        std::thread::spawn(move || {
-            // An input that fails has ended as well.
-            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-            drop(tell);
-        });
-        tokio::select! {
-            _ended = told => {}
-            () = interrupts.first() => {}
-        }
-    } else {
+    let interrupted = async {
         interrupts.first().await;
+        output::note("Ending: what is under way may finish; Ctrl-C again ends it at once.");
+    };
+    if !with_stdin {
+        return interrupted.await;
+    }
+    // A thread of its own, which the end of the process need not wait for.
+    std::thread::spawn(move || {
+        // An input that fails has ended as well.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        drop(tell);
+    });
+    tokio::select! {
+        _ended = told => {}
+        () = interrupted => {}
     }
 }

@@ -50,6 +50,8 @@ impl Source {
             file.write_all(&block[..bytes])?;
             left -= bytes as u64;
         }
+        // What is on the disk is not written out while the fetch is timed.
+        file.sync_data()?;
         Ok(Source { dir: dir.to_owned(), name: name.to_owned(), size, sha256: sha256.finalize().into() })
     }
 }

@@ -9,7 +9,7 @@ mod serve;
 mod shelf;
 mod sink;
 
-pub(crate) use receive::{Received, TransferError, request};
+pub(crate) use receive::{Incoming, Received, TransferError, request};
 pub(crate) use serve::FileService;
 pub(crate) use shelf::Shelf;
 pub(crate) use sink::{Hashing, Sink, SinkError, check_target};

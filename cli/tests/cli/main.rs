@@ -1,0 +1,10 @@
+//! The `tollway` command as a user runs it: real processes, real sockets, real files.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+mod demo;
+mod fetch;
+mod keys;
+mod strangers;
