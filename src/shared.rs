@@ -400,6 +400,11 @@ impl Shared {
         self.lock().machine.money(id)
     }
 
+    /// Whether something of a connection that is paid to this side waits for money.
+    pub(crate) fn waits_for_money(&self, id: ConnectionId) -> bool {
+        self.lock().machine.waits_for_money(id)
+    }
+
     pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {
         self.lock().mailboxes.contains_key(&id)
     }

@@ -180,6 +180,10 @@ impl PayeeTask {
         if letters.needed.is_some() {
             self.needed = letters.needed;
         }
+        // The event may be older than the lease that has met the need, or than the end of what waited.
+        if self.needed.is_some() && !self.shared.waits_for_money(self.id) {
+            (self.needed, self.patience) = (None, None);
+        }
         if letters.low || self.needed.is_some() || highest.is_some() {
             self.lease().await.map_err(Stop::Store)?;
         }

@@ -617,6 +617,8 @@ impl PayerTask {
 
     fn handle_message(&mut self, message: PaymentMessage) {
         match message {
+            // It crossed our Close: all calls have ended, and nothing waits any more.
+            PaymentMessage::NeedVoucher { .. } if self.closing.is_some() => {}
             PaymentMessage::NeedVoucher { required, accepted, spent, deposit } => {
                 let need = NeedVoucher { required, accepted, spent, deposit };
                 let answer = {
