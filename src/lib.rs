@@ -11,6 +11,7 @@ pub mod payment;
 pub mod rpc;
 mod server;
 mod session;
+mod settle;
 mod shared;
 pub mod store;
 

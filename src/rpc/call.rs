@@ -16,7 +16,7 @@ use tollway_protocol::payment::Amount;
 use tollway_protocol::session::{CallKey, CommandError};
 
 use super::codec::{self, DecodeError, EncodeError};
-use super::stream::InboundStream;
+use super::stream_core::InboundStream;
 use crate::shared::{ConnectionCell, Shared, SlotKey};
 
 /// A call that did not bring its method's result.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tollway_protocol::message::Flow;
 
-use super::stream::{InboundStream, StreamCore};
+use super::stream_core::{InboundStream, StreamCore};
 
 /// A value that cannot become a payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

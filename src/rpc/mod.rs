@@ -7,6 +7,7 @@ mod call;
 mod codec;
 mod service;
 mod stream;
+mod stream_core;
 
 pub use call::{CallError, Response};
 pub use codec::{DecodeError, EncodeError};
@@ -16,4 +17,4 @@ pub use stream::{Rx, StreamError, Tx, stream};
 pub(crate) use call::{CallFuture, CallSlot, Outcome};
 pub(crate) use codec::{OutboundSlots, encode};
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
-pub(crate) use stream::{Aftermath, InboundStream, StreamCore};
+pub(crate) use stream_core::{Aftermath, InboundStream, StreamCore};

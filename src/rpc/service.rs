@@ -18,7 +18,7 @@ use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
 
 use super::codec::{self, DecodeError, OutboundSlots};
-use super::stream::InboundStream;
+use super::stream_core::InboundStream;
 use crate::conduit::PeerInfo;
 use crate::payment::Payee;
 

@@ -1,0 +1,313 @@
+//! Events of the session machine, settled under the session's lock; what must not be done there is collected as
+//! [`Work`] for the driver.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
+use tollway_protocol::id::ConnectionId;
+use tollway_protocol::message::Status;
+use tollway_protocol::metadata::Metadata;
+use tollway_protocol::session::{
+    CallKey, Event, InboundSlot, IncomingCall as Call, IncomingResponse, MoneyCount, ResponseSpec,
+};
+
+use crate::driver::Serving;
+use crate::handler::CancelFlag;
+use crate::payment::{OpenRequest, PaymentEvent};
+use crate::rpc::{
+    Aftermath, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, Response, ServiceEntry, StreamCore,
+    StreamError,
+};
+use crate::shared::{ConnectionCell, OpenAnswer, Shared, State};
+
+/// A call that waits for its handler to start.
+pub(crate) struct PendingCall {
+    pub(crate) entry: Arc<ServiceEntry>,
+    pub(crate) call: CallKey,
+    pub(crate) incoming: IncomingCall,
+    pub(crate) cancelled: Arc<CancelFlag>,
+}
+
+/// What the driver does after the lock is dropped.
+#[derive(Default)]
+pub(crate) struct Work {
+    pub(crate) after: Aftermath,
+    pub(crate) calls: Vec<PendingCall>,
+    pub(crate) opens: Vec<OpenRequest>,
+    pub(crate) ended: Vec<(Arc<ConnectionCell>, ConnectionEnd, Option<MoneyCount>)>,
+    pub(crate) cancelled: Vec<Arc<CancelFlag>>,
+    /// Calls of this side have ended.
+    pub(crate) calls_ended: bool,
+    pub(crate) session_end: Option<SessionEnd>,
+}
+
+/// Settles all events under the lock that is handed in, and drops it.
+pub(crate) fn settle(
+    shared: &Arc<Shared>,
+    serving: &Serving,
+    events: &mut VecDeque<Event>,
+    mut state: parking_lot::MutexGuard<'_, State>,
+) -> Work {
+    let mut work = Work::default();
+    // A violation found here is an event of its own.
+    while state.machine.has_events() {
+        state.machine.swap_events(events);
+        for event in events.drain(..) {
+            settle_event(shared, serving, &mut state, event, &mut work);
+        }
+    }
+    work
+}
+
+/// Settles one event under the session's lock.
+fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, event: Event, work: &mut Work) {
+    match event {
+        Event::SessionRequested { .. } => state.machine.accept_session(Metadata::new()),
+        Event::SessionOpened { metadata, .. } => {
+            if let Some(opened) = state.opened.take() {
+                // Nobody waits any more if the handshake was given up; the session's end follows then.
+                let _given_up = opened.send(metadata);
+            }
+        }
+        Event::SessionEnded(end) => {
+            state.opened = None;
+            // Streams refer to the session: without this they would keep each other.
+            work.after.bury_all(state.streams.drain().map(|(_, core)| core));
+            state.announced.drain().for_each(|(_, streams)| work.after.discard(streams));
+            work.session_end = Some(end);
+        }
+        Event::ConnectionRequested { connection, service, credential, .. } => {
+            settle_open(shared, serving, state, work, (connection, service, credential));
+        }
+        Event::ConnectionAccepted { connection, metadata, receipt, .. } => {
+            answer_open(state, connection, OpenAnswer::Accepted { metadata, receipt });
+        }
+        Event::ConnectionRejected { connection, reason, metadata, terms } => {
+            state.connections.remove(&connection);
+            state.mailboxes.remove(&connection);
+            answer_open(state, connection, OpenAnswer::Rejected { reason, metadata, terms });
+        }
+        Event::ConnectionClosed { connection, end, money } => {
+            if let Some(mailbox) = state.mailboxes.remove(&connection) {
+                mailbox.post(PaymentEvent::Ended(money));
+            }
+            if let Some(cell) = state.connections.remove(&connection) {
+                work.ended.push((cell, end.clone(), money));
+            }
+            answer_open(state, connection, OpenAnswer::Ended(end));
+        }
+        Event::StreamsAnnounced { connection, call, slots } => {
+            let streams = enter_streams(shared, state, connection, &slots);
+            state.announced.insert(call, streams);
+        }
+        Event::CallRequested(call) => settle_call(shared, serving, state, work, call),
+        Event::CallCancelled { call } => work.cancelled.extend(state.served.remove(call)),
+        Event::CallAnswered(answer) => {
+            let connection = answer.connection;
+            let streams = enter_streams(shared, state, connection, &answer.slots);
+            let payload = detach(answer.payload);
+            let bytes = payload.len();
+            let IncomingResponse { call, status, metadata, charged, .. } = answer;
+            match waiting_slot(state, call) {
+                Some(slot) => {
+                    let answer = Response { status, metadata, charged, payload, streams };
+                    work.after.wake(slot.settle(Outcome::Answered(answer)));
+                }
+                None => {
+                    // The caller was dropped: its streams are ended by their drop.
+                    state.machine.consume_body(connection, bytes);
+                    work.after.discard(streams);
+                }
+            }
+        }
+        Event::CallEnded { call, charged, counted } => {
+            work.calls_ended = true;
+            if charged != counted {
+                tracing::warn!(?call, %charged, %counted, "payee and payer count a call differently");
+            }
+        }
+        Event::CallFailed { call } => {
+            work.calls_ended = true;
+            work.after.discard(state.announced.remove(&call).unwrap_or_default());
+            work.cancelled.extend(state.served.remove(call));
+            if let Some(slot) = waiting_slot(state, call) {
+                work.after.wake(slot.settle(Outcome::Failed));
+            }
+        }
+        Event::PeerGoingAway { reason, .. } => tracing::debug!(%reason, "the peer is going away"),
+        Event::Pong { rtt } => tracing::trace!(?rtt, "pong"),
+        Event::Payment { connection, message } => post(state, connection, PaymentEvent::Message(message)),
+        Event::MoneyLow { connection } => post(state, connection, PaymentEvent::Low),
+        Event::MoneyNeeded { connection, cost } => post(state, connection, PaymentEvent::Needed(cost)),
+        Event::ReceivedMark { connection, received } => post(state, connection, PaymentEvent::Received(received)),
+        stream_event => settle_stream(shared, state, stream_event, work),
+    }
+}
+
+/// Where the caller of a call of ours waits, if it still does.
+fn waiting_slot(state: &mut State, call: CallKey) -> Option<&mut CallSlot> {
+    let slot = state.calls.remove(call)?;
+    state.slots.get_mut(slot)
+}
+
+fn post(state: &mut State, connection: ConnectionId, event: PaymentEvent) {
+    if let Some(mailbox) = state.mailboxes.get(&connection) {
+        mailbox.post(event);
+    }
+}
+
+fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &mut Work) {
+    match event {
+        Event::StreamItems { stream, run, slots } => {
+            let Some(core) = state.streams.get(stream).cloned() else {
+                // Nobody will see the streams in it.
+                return slots.iter().for_each(|slot| state.machine.discard_stream(slot.stream));
+            };
+            let connection = state.machine.stream_connection(stream);
+            let streams = match connection {
+                Some(connection) if !slots.is_empty() => enter_streams(shared, state, connection, &slots),
+                _ => Vec::new(),
+            };
+            if let Err(violation) = core.handle_items(run, streams, &mut work.after) {
+                state.machine.handle_violation(violation);
+            }
+            work.after.bury(Some(core));
+        }
+        Event::StreamEnded { stream, ending } => {
+            if let Some(core) = state.streams.remove(stream) {
+                core.handle_ending(ending, &mut work.after);
+                work.after.bury(Some(core));
+            }
+        }
+        Event::StreamStopped { stream, code } => {
+            let Some(core) = state.streams.get(stream).cloned() else { return };
+            let (ready, dropped) = core.handle_stopped(code, &mut work.after);
+            for unannounced in dropped {
+                state.machine.forget_unannounced(unannounced);
+                if let Some(core) = state.streams.remove(unannounced) {
+                    core.fail(StreamError::NotSent, &mut work.after);
+                    work.after.bury(Some(core));
+                }
+            }
+            if ready {
+                state.machine.stream_ready(stream);
+            }
+        }
+        Event::StreamCredit { stream, limit, .. } => {
+            let Some(core) = state.streams.get(stream) else { return };
+            match core.handle_credit(limit) {
+                Ok(true) => state.machine.stream_ready(stream),
+                Ok(false) => {}
+                Err(violation) => state.machine.handle_violation(violation),
+            }
+        }
+        Event::StreamFailed { stream } => {
+            if let Some(core) = state.streams.remove(stream) {
+                core.fail(StreamError::ConnectionEnded, &mut work.after);
+                work.after.bury(Some(core));
+            }
+        }
+        _ => debug_assert!(false, "every other event is settled before"),
+    }
+}
+
+/// An open for an unpaid service is answered at once; one for a paid service in a task of its own.
+fn settle_open(
+    shared: &Arc<Shared>,
+    serving: &Serving,
+    state: &mut State,
+    work: &mut Work,
+    (connection, service, credential): (ConnectionId, String, Bytes),
+) {
+    let Some(entry) = serving.services.get(&service) else {
+        let reason = Reason::new(code::UNKNOWN_SERVICE, format!("no service '{service}' is served here"));
+        state.machine.close(connection, reason);
+        return;
+    };
+    let cell = ConnectionCell::serving(Some(entry.clone()));
+    state.connections.insert(connection, cell.clone());
+    match &entry.payee {
+        None => {
+            let accepted = state.machine.accept(connection, serving.limits, Metadata::new(), None);
+            debug_assert!(accepted.is_ok(), "the request is a moment old, and the limits were checked");
+        }
+        Some(payee) => work.opens.push(OpenRequest {
+            shared: shared.clone(),
+            payee: payee.clone(),
+            cell,
+            connection,
+            service,
+            credential,
+            limits: serving.limits,
+        }),
+    }
+}
+
+fn answer_open(state: &mut State, connection: ConnectionId, answer: OpenAnswer) {
+    if let Some(open) = state.opens.remove(&connection) {
+        // An opener that was dropped has closed the connection.
+        let _abandoned = open.send(answer);
+    }
+}
+
+fn settle_call(shared: &Arc<Shared>, serving: &Serving, state: &mut State, work: &mut Work, call: Call) {
+    // Those of a call that waited for its price are there, perhaps with items.
+    let announced = state.announced.remove(&call.call);
+    let streams = announced.unwrap_or_else(|| enter_streams(shared, state, call.connection, &call.slots));
+    let entry = state.connections.get(&call.connection).and_then(|cell| cell.service.clone());
+    let Some(entry) = entry else {
+        // A connection on which this side serves nothing.
+        work.after.discard(streams);
+        let spec = ResponseSpec {
+            status: Status::UnknownMethod,
+            metadata: Metadata::new(),
+            payload: Bytes::new(),
+            slots: &[],
+        };
+        let answered = state.machine.respond(call.call, spec);
+        debug_assert!(answered.is_ok(), "the call is a moment old");
+        state.machine.consume_body(call.connection, call.payload.len());
+        return;
+    };
+    let cancelled = Arc::new(CancelFlag::default());
+    state.served.insert(call.call, cancelled.clone());
+    let incoming = IncomingCall {
+        method: MethodId(call.method),
+        metadata: call.metadata,
+        deadline: call.deadline,
+        payload: call.payload,
+        streams,
+        connection: call.connection,
+        peer: serving.peer.clone(),
+    };
+    work.calls.push(PendingCall { entry, call: call.call, incoming, cancelled });
+}
+
+/// Creates this side's end of the streams that the peer announced.
+fn enter_streams(
+    shared: &Arc<Shared>,
+    state: &mut State,
+    connection: ConnectionId,
+    slots: &[InboundSlot],
+) -> Vec<InboundStream> {
+    if slots.is_empty() {
+        return Vec::new();
+    }
+    let Some((own, peer)) = state.machine.limits(connection).map(|(own, peer)| (*own, *peer)) else {
+        return Vec::new();
+    };
+    let mut enter = |slot: &InboundSlot| {
+        let core = StreamCore::inbound(shared, slot.stream, slot.flow, (&own, &peer));
+        state.streams.insert(slot.stream, core.clone());
+        InboundStream::new(core, slot.stream, slot.flow)
+    };
+    slots.iter().map(&mut enter).collect()
+}
+
+/// A small payload is copied out of the block that it was read into.
+fn detach(payload: Bytes) -> Bytes {
+    const DETACH_BELOW: usize = 16 * 1024;
+    if payload.len() < DETACH_BELOW { Bytes::copy_from_slice(&payload) } else { payload }
+}
