@@ -20,3 +20,8 @@ pub use connection::Connection;
 pub use server::Server;
 pub use session::{OpenError, Session, SessionConfig, SessionError};
 pub use tollway_protocol as protocol;
+
+/// Compiles and runs the example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
