@@ -224,29 +224,15 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     }
 
     /// Does what must not be done under the lock: wakes, drops, user code.
-    fn finish(&mut self, work: Work, cx: &mut Context<'_>) {
-        let Work { after, calls, opens, ended, cancelled, calls_ended, session_end } = work;
-        if calls_ended {
-            self.shared.notice_calls_gone();
-        }
-        if !ended.is_empty() {
-            self.shared.notice_gone();
-        }
-        for (cell, end, money) in ended {
-            cell.set_end(end, money);
-        }
-        cancelled.iter().for_each(|flag| flag.raise());
-        after.settle();
-        for request in opens {
+    fn finish(&mut self, mut work: Work, cx: &mut Context<'_>) {
+        work.tell(&self.shared);
+        for request in work.opens {
             tokio::spawn(request.answer());
         }
-        for call in calls {
+        for call in work.calls {
             self.run_handler(call, cx);
         }
         self.send_replies();
-        if let Some(end) = session_end {
-            self.shared.set_end(end);
-        }
     }
 
     /// Sends the replies of handlers that were done inline.
@@ -357,13 +343,6 @@ impl<R, W> Drop for Driver<R, W> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.machine.handle_conduit_lost("the session's task has ended");
-        let work = settle(&self.shared, &self.serving, &mut self.events, state);
-        for (cell, end, money) in work.ended {
-            cell.set_end(end, money);
-        }
-        work.after.settle();
-        if let Some(end) = work.session_end {
-            self.shared.set_end(end);
-        }
+        settle(&self.shared, &self.serving, &mut self.events, state).tell(&self.shared);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tollway_protocol::error::{Reason, code};
 
-use crate::conduit::endpoint::Endpoint;
+use crate::conduit::endpoint::{Endpoint, Scheme};
 use crate::conduit::tcp::TcpListener;
 use crate::session::{Session, SessionConfig};
 
@@ -32,10 +32,14 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(endpoint: &Endpoint, config: SessionConfig) -> io::Result<Server> {
-        let listener = TcpListener::bind(endpoint.address()).await?;
-        let address = listener.local_addr()?;
-        let endpoint = format!("tcp://{address}").parse().map_err(io::Error::other)?;
-        Ok(Server { listener, endpoint, config })
+        match endpoint.scheme() {
+            Scheme::Tcp => {
+                let listener = TcpListener::bind(endpoint.address()).await?;
+                let address = listener.local_addr()?;
+                let endpoint = format!("tcp://{address}").parse().map_err(io::Error::other)?;
+                Ok(Server { listener, endpoint, config })
+            }
+        }
     }
 
     /// Where the server listens, with the real port.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
@@ -38,9 +39,39 @@ pub(crate) struct Work {
     pub(crate) opens: Vec<OpenRequest>,
     pub(crate) ended: Vec<(Arc<ConnectionCell>, ConnectionEnd, Option<MoneyCount>)>,
     pub(crate) cancelled: Vec<Arc<CancelFlag>>,
+    /// Openers and the handshake's waiter, with what they wait for: their wakers may be anybody's.
+    pub(crate) answers: Vec<(oneshot::Sender<OpenAnswer>, OpenAnswer)>,
+    pub(crate) opened: Option<(oneshot::Sender<Metadata>, Metadata)>,
     /// Calls of this side have ended.
     pub(crate) calls_ended: bool,
     pub(crate) session_end: Option<SessionEnd>,
+}
+
+impl Work {
+    /// Tells whoever waits, and drops what is to be dropped; to be done without a lock. What is left is for the driver:
+    /// handlers and paid opens to start.
+    pub(crate) fn tell(&mut self, shared: &Shared) {
+        for (cell, end, money) in self.ended.drain(..) {
+            cell.set_end(end, money);
+            shared.notice_gone();
+        }
+        if std::mem::take(&mut self.calls_ended) {
+            shared.notice_calls_gone();
+        }
+        self.cancelled.drain(..).for_each(|flag| flag.raise());
+        if let Some((opened, metadata)) = self.opened.take() {
+            // Nobody waits any more if the handshake was given up; the session's end follows then.
+            let _given_up = opened.send(metadata);
+        }
+        for (open, answer) in self.answers.drain(..) {
+            // An opener that was dropped has closed the connection.
+            let _abandoned = open.send(answer);
+        }
+        std::mem::take(&mut self.after).settle();
+        if let Some(end) = self.session_end.take() {
+            shared.set_end(end);
+        }
+    }
 }
 
 /// Settles all events under the lock that is handed in, and drops it.
@@ -66,10 +97,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
     match event {
         Event::SessionRequested { .. } => state.machine.accept_session(Metadata::new()),
         Event::SessionOpened { metadata, .. } => {
-            if let Some(opened) = state.opened.take() {
-                // Nobody waits any more if the handshake was given up; the session's end follows then.
-                let _given_up = opened.send(metadata);
-            }
+            work.opened = state.opened.take().map(|opened| (opened, metadata));
         }
         Event::SessionEnded(end) => {
             state.opened = None;
@@ -82,12 +110,12 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             settle_open(shared, serving, state, work, (connection, service, credential));
         }
         Event::ConnectionAccepted { connection, metadata, receipt, .. } => {
-            answer_open(state, connection, OpenAnswer::Accepted { metadata, receipt });
+            answer_open(state, work, connection, OpenAnswer::Accepted { metadata, receipt });
         }
         Event::ConnectionRejected { connection, reason, metadata, terms } => {
             state.connections.remove(&connection);
             state.mailboxes.remove(&connection);
-            answer_open(state, connection, OpenAnswer::Rejected { reason, metadata, terms });
+            answer_open(state, work, connection, OpenAnswer::Rejected { reason, metadata, terms });
         }
         Event::ConnectionClosed { connection, end, money } => {
             if let Some(mailbox) = state.mailboxes.remove(&connection) {
@@ -96,7 +124,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             if let Some(cell) = state.connections.remove(&connection) {
                 work.ended.push((cell, end.clone(), money));
             }
-            answer_open(state, connection, OpenAnswer::Ended(end));
+            answer_open(state, work, connection, OpenAnswer::Ended(end));
         }
         Event::StreamsAnnounced { connection, call, slots } => {
             let streams = enter_streams(shared, state, connection, &slots);
@@ -245,10 +273,9 @@ fn settle_open(
     }
 }
 
-fn answer_open(state: &mut State, connection: ConnectionId, answer: OpenAnswer) {
+fn answer_open(state: &mut State, work: &mut Work, connection: ConnectionId, answer: OpenAnswer) {
     if let Some(open) = state.opens.remove(&connection) {
-        // An opener that was dropped has closed the connection.
-        let _abandoned = open.send(answer);
+        work.answers.push((open, answer));
     }
 }
 

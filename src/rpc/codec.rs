@@ -166,9 +166,10 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, Outboun
 
 /// Decodes all of a payload. Streams that the value does not take are ended.
 pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8], slots: Vec<InboundStream>) -> Result<T, DecodeError> {
-    let scope = Restore::enter(&DECODING, Some(slots.into_iter().map(Some).collect()));
+    // Nearly no value has streams in it, and of those that have none nothing need be known.
+    let scope = (!slots.is_empty()).then(|| Restore::enter(&DECODING, Some(slots.into_iter().map(Some).collect())));
     let decoded = postcard::take_from_bytes::<T>(payload).map_err(|error| DecodeError(error.to_string()));
-    drop(scope.leave());
+    drop(scope.map(Restore::leave));
     let (value, rest) = decoded?;
     if !rest.is_empty() {
         return Err(DecodeError(format!("{} bytes are left over", rest.len())));
