@@ -161,7 +161,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<bool, ()> {
         let mut after = Aftermath::default();
         let mut taken = false;
-        let mut events = false;
+        let events;
         if self.writer.buffered() < WRITE_AHEAD {
             let now = self.shared.now();
             let mut state = self.shared.lock();
@@ -173,6 +173,9 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                 taken = true;
             }
             events = machine.has_events();
+        } else {
+            // Commands make events, too: a peer that does not read keeps none of them back.
+            events = self.shared.lock().machine.has_events();
         }
         after.settle();
         if events {

@@ -142,7 +142,7 @@ async fn a_paid_stream_is_delivered_and_settled_to_the_unit() {
         let closed = paid.close().await.expect("a receipt");
         // 2,000 items of 1,002 bytes as framed (the bytes and their own length), and the one byte of the answer.
         let metered = 2_000 * 1_002 + 1;
-        let price = Amount::new((u128::from(metered as u64) * 25).div_ceil(1024));
+        let price = Amount::new((u128::from(metered) * 25).div_ceil(1024));
         assert_eq!(closed.stats.bytes, metered);
         assert_eq!(closed.stats.received, price);
         assert_eq!((closed.receipt.spent, closed.receipt.settled), (price, price));
