@@ -406,6 +406,11 @@ impl Shared {
         self.lock().machine.stop_money(id)
     }
 
+    /// How many calls the peer takes at once.
+    pub(crate) fn max_calls(&self, id: ConnectionId) -> u32 {
+        self.lock().machine.limits(id).map_or(0, |(_, peer)| peer.max_calls)
+    }
+
     pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {
         self.lock().mailboxes.contains_key(&id)
     }

@@ -11,6 +11,9 @@ mod mailbox;
 mod payee;
 mod payee_task;
 mod wallet;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod wallet_tests;
 mod windows;
 
 pub(crate) use mailbox::{Mailbox, PaymentEvent};
