@@ -152,7 +152,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Wrote, ()> {
         let mut after = Aftermath::default();
         let mut taken = false;
-        let mut events = false;
+        let events;
         if self.writer.buffered() < WRITE_AHEAD {
             let now = self.shared.now();
             let mut state = self.shared.lock();
@@ -168,6 +168,13 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                 self.writer.start_send(frame);
                 taken = true;
             }
+            events = machine.has_events();
+            (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
+            state.unkick();
+        } else {
+            // Commands make events, too: a peer that does not read keeps none of them back.
+            let mut state = self.shared.lock();
+            let machine = &state.machine;
             events = machine.has_events();
             (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
             state.unkick();

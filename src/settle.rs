@@ -168,7 +168,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
         Event::Pong { rtt } => tracing::trace!(?rtt, "pong"),
         Event::Payment { connection, message } => post(state, connection, PaymentEvent::Message(message)),
         Event::MoneyLow { connection } => post(state, connection, PaymentEvent::Low),
-        Event::MoneyNeeded { connection, cost } => post(state, connection, PaymentEvent::Needed(cost)),
+        Event::MoneyNeeded { connection, .. } => post(state, connection, PaymentEvent::Needed),
         Event::ReceivedMark { connection, received } => post(state, connection, PaymentEvent::Received(received)),
         stream_event => settle_stream(shared, state, stream_event, work),
     }

@@ -335,6 +335,8 @@ impl Shared {
         state.calls.remove(call);
         state.machine.cancel_call(call);
         Self::unlock_and_kick(state);
+        // One that was not announced has ended with this.
+        self.notice_calls_gone();
         // An answer that nobody took may hold streams, which tell the session when they are dropped.
         drop(slot);
     }
@@ -400,9 +402,20 @@ impl Shared {
         self.lock().machine.money(id)
     }
 
-    /// Whether something of a connection that is paid to this side waits for money.
-    pub(crate) fn waits_for_money(&self, id: ConnectionId) -> bool {
-        self.lock().machine.waits_for_money(id)
+    /// Payee: the counts of a paid connection that is open, and what it needs while something waits for money.
+    pub(crate) fn payee_money(&self, id: ConnectionId) -> (Option<MoneyCount>, Option<Amount>) {
+        let state = self.lock();
+        (state.machine.money(id), state.machine.money_needed(id))
+    }
+
+    /// Payee: nothing more is charged, if no call is open; see [`Machine::stop_money`].
+    pub(crate) fn stop_money(&self, id: ConnectionId) -> Result<Option<MoneyCount>, usize> {
+        self.lock().machine.stop_money(id)
+    }
+
+    /// How many calls the peer takes at once.
+    pub(crate) fn max_calls(&self, id: ConnectionId) -> u32 {
+        self.lock().machine.limits(id).map_or(0, |(_, peer)| peer.max_calls)
     }
 
     pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {

@@ -275,3 +275,39 @@ async fn a_stream_outside_of_a_call_or_sent_twice_is_a_typed_error() {
     })
     .await;
 }
+
+/// A peer that does not read keeps back what it is sent, and not what this side does.
+#[tokio::test]
+async fn a_connection_is_closed_at_once_though_the_peer_does_not_read() {
+    let (left, right) = memory::pair(64 * 1024);
+    let (thaw, frozen) = tokio::sync::oneshot::channel::<()>();
+    // The peer's session stands still with its runtime, once its first connection is there.
+    let peer = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let server = runtime.block_on(async {
+            let server = Session::accept(right, serving()).await.expect("a session");
+            while server.connection_count() == 0 {
+                tokio::task::yield_now().await;
+            }
+            // The answer is written.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            server
+        });
+        let _thawed = frozen.blocking_recv();
+        drop((server, runtime));
+    });
+    let client = Session::connect(left, SessionConfig::default()).await.expect("a session");
+    let connection = client.open("kit").await.expect("a connection");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let connection = connection.clone();
+        calls.spawn(async move { connection.call::<_, Vec<u8>>(method("echo"), &vec![7u8; 200_000]).await });
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    connection.close(Reason::none());
+    let closed = tokio::time::timeout(Duration::from_secs(5), connection.closed()).await;
+    assert!(matches!(closed, Ok(ConnectionEnd::ClosedByUs(_))), "{closed:?}");
+    let _peer_waits = thaw.send(());
+    peer.join().expect("the peer");
+}

@@ -45,6 +45,13 @@ pub struct EscrowChannel {
     pub finalized: bool,
 }
 
+impl EscrowChannel {
+    /// Whether the channel has ended, or its payer has asked to withdraw: then nothing more is served on it.
+    pub const fn is_ending(&self) -> bool {
+        self.finalized || self.close_requested_at_ms.is_some()
+    }
+}
+
 /// What came of a settle, a close or a withdrawal. The same order gives the same settlement, however often it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settlement {

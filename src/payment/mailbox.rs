@@ -19,8 +19,8 @@ pub(crate) enum PaymentEvent {
     Message(Bytes),
     /// Payee: the credit is low.
     Low,
-    /// Payee: something waits for so much.
-    Needed(Amount),
+    /// Payee: something waits for money.
+    Needed,
     /// Payer: so much was received.
     Received(Amount),
     /// The connection has ended, with these counts.
@@ -32,18 +32,14 @@ pub(crate) enum PaymentEvent {
 pub(crate) struct Letters {
     pub(crate) messages: VecDeque<Bytes>,
     pub(crate) low: bool,
-    pub(crate) needed: Option<Amount>,
+    pub(crate) needed: bool,
     pub(crate) received: Option<Amount>,
     pub(crate) ended: Option<Option<MoneyCount>>,
 }
 
 impl Letters {
     fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-            && !self.low
-            && self.needed.is_none()
-            && self.received.is_none()
-            && self.ended.is_none()
+        self.messages.is_empty() && !self.low && !self.needed && self.received.is_none() && self.ended.is_none()
     }
 }
 
@@ -67,7 +63,7 @@ impl Mailbox {
                 letters.messages.push_back(message);
             }
             PaymentEvent::Low => letters.low = true,
-            PaymentEvent::Needed(cost) => letters.needed = Some(cost),
+            PaymentEvent::Needed => letters.needed = true,
             PaymentEvent::Received(received) => letters.received = letters.received.max(Some(received)),
             PaymentEvent::Ended(money) => letters.ended = Some(money),
         }

@@ -4,10 +4,16 @@
 //! [`Wallet`] buys: it deposits, meters what arrives by itself, and signs ahead within its bounds. Neither stands on a
 //! frame's path: the session holds an integer credit, or a count, and tells these tasks when it matters.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod hostile_tests;
 mod mailbox;
 mod payee;
 mod payee_task;
 mod wallet;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod wallet_tests;
 mod windows;
 
 pub(crate) use mailbox::{Mailbox, PaymentEvent};

@@ -6,36 +6,38 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::payment::channel::{ChannelParams, ChannelPolicy, Disputed, OpenError, StaleEpoch};
+use tollway_protocol::payment::channel::{ChannelParams, ChannelPhase, ChannelPolicy, Disputed, OpenError, StaleEpoch};
 use tollway_protocol::payment::{
-    Address, Amount, Binding, ChallengeError, ChallengeKey, ChannelDescriptor, ChannelId, Credential, CredentialError,
-    Hash, MethodPrice, PaymentChannel, Place, Quote, SecretKey, SignedTerms, Terms, TermsError, UsedNonces, Verifier,
+    Address, Amount, Binding, Challenge, ChallengeError, ChallengeKey, ChannelDescriptor, ChannelId, Credential,
+    CredentialError, Hash, MethodPrice, PaymentChannel, PaymentMessage, Place, Quote, SecretKey, SignedAmount,
+    SignedTerms, Terms, TermsError, UsedNonces, Verifier,
 };
 use tollway_protocol::session::PriceTable;
 
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, PaymentEvent};
 use super::payee_task::PayeeTask;
-use crate::escrow::{Escrow, EscrowError};
+use crate::escrow::{Escrow, EscrowChannel, EscrowError};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
 
-/// A challenge must be answered within this time: an open follows its quote at once, or after a look by a person.
-const CHALLENGE_AGE: Duration = Duration::from_secs(300);
+/// A challenge must be answered within this time, in milliseconds: an open follows its quote at once, or after a look by
+/// a person.
+const CHALLENGE_AGE_MS: u64 = 300_000;
 /// Used challenges that are remembered. One is used for each paid open: 100 a second over their whole age.
 const MAX_USED_CHALLENGES: usize = 32_768;
 /// Credentials that are verified at once in this process. Each costs some 0.2 ms of one core and one look at the escrow.
 const MAX_VERIFYING: usize = 64;
-/// How long the escrow is given for a look.
-const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the escrow is given for an answer.
+pub(super) const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection that is superseded is given to hand its channel over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a fast local stream for which a lease and the in-flight cap have room by default.
@@ -72,6 +74,9 @@ pub struct PayeeConfig {
     pub ledger_url: Option<String>,
     /// How long after a connection was lost its channel is settled without the payer.
     pub abandon_after: Duration,
+    /// How often the escrow is asked whether the payer of a live connection withdraws. With `abandon_after` it has to
+    /// stay well below the escrow's grace period, or what was delivered is withdrawn before it is claimed.
+    pub watch_escrow: Duration,
 }
 
 impl fmt::Debug for PayeeConfig {
@@ -119,6 +124,7 @@ impl PayeeConfig {
             lease,
             ledger_url: None,
             abandon_after: Duration::from_secs(60),
+            watch_escrow: Duration::from_secs(60),
             escrow,
             store,
             prices,
@@ -186,11 +192,13 @@ pub struct Payee {
     terms_hash: Hash,
     pub(super) prices: Arc<PriceTable>,
     challenge_key: ChallengeKey,
-    used: Mutex<UsedNonces>,
+    /// Challenges are dated from here on: a clock that is set back would bring used ones back.
+    born: Instant,
+    pub(super) used: Mutex<UsedNonces>,
     verifying: Semaphore,
     owners: Mutex<HashMap<ChannelId, Owner>>,
     /// How many channels are being run or await their settlement.
-    running: watch::Sender<usize>,
+    pub(super) running: watch::Sender<usize>,
     /// Settle what was abandoned now.
     pub(super) hurry: watch::Sender<bool>,
 }
@@ -200,10 +208,22 @@ pub struct Payee {
 struct Owner {
     shared: Arc<Shared>,
     connection: ConnectionId,
-    /// Set when a newer epoch takes the channel over: the owner must not settle it.
-    superseded: Arc<watch::Sender<bool>>,
-    /// Closed when the owner has let go.
-    gone: watch::Receiver<()>,
+    claim: Claim,
+}
+
+/// Who may act on a channel. The owner's task has the turn while it serves and while it settles, and leaves it to a newer
+/// connection while it waits for its payer to come back. A takeover that fails changes nothing: the owner goes on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim {
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Set, by whom has the turn, when a newer connection has the channel: its former owner must not settle it.
+    pub(super) taken: Arc<watch::Sender<bool>>,
+}
+
+/// A channel whose owner waits until this is dropped.
+struct Handover {
+    claim: Claim,
+    _turn: OwnedMutexGuard<()>,
 }
 
 impl fmt::Debug for Payee {
@@ -235,8 +255,6 @@ enum Refusal {
     Record(#[from] OpenError),
     #[error(transparent)]
     Escrow(#[from] EscrowError),
-    #[error("the escrow did not answer in time")]
-    EscrowTimeout,
     #[error("the connection that owns the channel did not let go in time")]
     Handover,
     #[error(transparent)]
@@ -262,11 +280,6 @@ impl Refusal {
     }
 }
 
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Payee {
     /// A payee that sells on these terms; they are signed once, here.
     ///
@@ -284,6 +297,7 @@ impl Payee {
             signed,
             config,
             challenge_key: ChallengeKey::new(key),
+            born: Instant::now(),
             used: Mutex::new(UsedNonces::new(MAX_USED_CHALLENGES)),
             verifying: Semaphore::new(MAX_VERIFYING),
             owners: Mutex::new(HashMap::new()),
@@ -313,19 +327,22 @@ impl Payee {
         let _never_closed = running.wait_for(|&count| count == 0).await;
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn quote(&self) -> Result<Bytes, Refusal> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|_| ChallengeError::Full { capacity: 0 })?;
-        let challenge = self.challenge_key.issue(now_ms(), nonce, self.terms_hash);
+        let challenge = self.challenge_key.issue(self.now_ms(), nonce, self.terms_hash);
         Ok(Bytes::from(Quote { terms: self.signed.clone(), challenge }.encode()))
     }
 
     /// Checks a credential, cheap first. Nothing about the channel is looked up before possession is proved.
     /// `[pay.possession.first]`
-    async fn check(&self, service: &str, credential: &[u8]) -> Result<(Credential, ChannelId, Verifier), Refusal> {
+    fn check(&self, service: &str, credential: &[u8]) -> Result<(Credential, ChannelId, Verifier), Refusal> {
         let credential = Credential::decode(credential)?;
-        let max_age = u64::try_from(CHALLENGE_AGE.as_millis()).unwrap_or(u64::MAX);
-        self.challenge_key.verify(&credential.challenge, &self.terms_hash, now_ms(), max_age)?;
+        self.challenge_key.verify(&credential.challenge, &self.terms_hash, self.now_ms(), CHALLENGE_AGE_MS)?;
         if self.used.lock().contains(&credential.challenge) {
             return Err(ChallengeError::Used.into());
         }
@@ -333,8 +350,38 @@ impl Payee {
         let verifier = Verifier::new(credential.descriptor.signer());
         let place = Place { service, exporter: Hash::ZERO };
         let id = credential.verify_possession(place, &verifier)?;
-        self.used.lock().insert(&credential.challenge, now_ms(), max_age)?;
         Ok((credential, id, verifier))
+    }
+
+    /// A challenge is used up by a channel that has a deposit, before it has any effect: else whoever has a key of any
+    /// sort could fill the memory for used ones, and nobody could open.
+    fn use_up(&self, challenge: &Challenge) -> Result<(), Refusal> {
+        Ok(self.used.lock().insert(challenge, self.now_ms(), CHALLENGE_AGE_MS)?)
+    }
+
+    /// Only a greater epoch takes a channel over; a stale one must not disturb its owner.
+    async fn check_epoch(&self, id: ChannelId, epoch: u64) -> Result<(), Refusal> {
+        let current = self.config.store.load(id).await?.map_or(0, |record| record.snapshot.epoch);
+        if epoch > current { Ok(()) } else { Err(Refusal::StaleEpoch(StaleEpoch { current })) }
+    }
+
+    /// What the escrow says of a channel.
+    pub(super) async fn look(&self, id: ChannelId) -> Result<Option<EscrowChannel>, EscrowError> {
+        let look = tokio::time::timeout(ESCROW_TIMEOUT, self.config.escrow.channel(id)).await;
+        look.map_err(|elapsed| EscrowError::Unavailable(elapsed.into()))?
+    }
+
+    /// A channel that may be served: with a deposit, and with no end in sight.
+    async fn look_for_deposit(&self, id: ChannelId) -> Result<EscrowChannel, Refusal> {
+        let held = self.look(id).await?.ok_or(Refusal::NotDeposited(id))?;
+        if held.is_ending() {
+            return Err(Refusal::Ending);
+        }
+        let (deposit, minimum) = (held.deposit, self.config.minimum_deposit);
+        if deposit < minimum {
+            return Err(Refusal::DepositTooSmall { deposit, minimum });
+        }
+        Ok(held)
     }
 
     fn check_descriptor(&self, descriptor: &ChannelDescriptor) -> Result<(), Refusal> {
@@ -352,55 +399,61 @@ impl Payee {
         }
     }
 
-    /// The channel, as the escrow and the store have it, owned by this credential's epoch.
-    async fn take_over(&self, credential: &Credential, id: ChannelId) -> Result<PaymentChannel, Refusal> {
-        let look = tokio::time::timeout(ESCROW_TIMEOUT, self.config.escrow.channel(id));
-        let held = look.await.map_err(|_| Refusal::EscrowTimeout)??.ok_or(Refusal::NotDeposited(id))?;
-        if held.finalized || held.close_requested_at_ms.is_some() {
-            return Err(Refusal::Ending);
-        }
-        let (deposit, minimum) = (held.deposit, self.config.minimum_deposit);
-        if deposit < minimum {
-            return Err(Refusal::DepositTooSmall { deposit, minimum });
-        }
+    /// The channel, as the escrow and the store have it, owned by this credential's epoch. Refused, it is as it was.
+    async fn take_over(
+        &self,
+        credential: &Credential,
+        id: ChannelId,
+        held: &EscrowChannel,
+    ) -> Result<PaymentChannel, Refusal> {
         let policy = ChannelPolicy { minimum_delta: self.config.minimum_delta, lease: self.config.lease };
         let store = &*self.config.store;
         let mut channel = match store.load(id).await? {
             Some(record) => PaymentChannel::restore(record.snapshot, policy)?,
             None => {
-                let params = ChannelParams::new(&credential.descriptor, deposit, held.settled, policy);
+                let params = ChannelParams::new(&credential.descriptor, held.deposit, held.settled, policy);
                 let channel = PaymentChannel::open(params)?;
                 let record = ChannelRecord::new(credential.descriptor.clone(), channel.snapshot());
                 store.update(id, None, record).await?;
                 channel
             }
         };
-        // Compared by the store, too: of two opens at once, one has the channel. [pay.epoch.greater]
+        if channel.phase() != ChannelPhase::Open {
+            return Err(Refusal::Ending);
+        }
+        // Every update carries the deposit.
+        let _carried = channel.set_deposit(held.deposit);
+        let (_lost, lost) = channel.resume(credential.received, self.config.in_flight_cap)?;
         let owned = channel.take_ownership(credential.epoch).map_err(Refusal::StaleEpoch)?;
+        if let Some(update) = lost {
+            store::apply(store, &update).await?;
+        }
+        // Compared by the store, too, and last: of two opens at once, one has the channel. [pay.epoch.greater]
         store::apply(store, &owned).await?;
-        if let Some(update) = channel.set_deposit(deposit) {
-            store::apply(store, &update).await?;
-        }
-        let (_lost, update) = channel.resume(credential.received, self.config.in_flight_cap)?;
-        if let Some(update) = update {
-            store::apply(store, &update).await?;
-        }
         Ok(channel)
     }
 
-    /// Makes the connection that owns the channel let go of it.
-    async fn supersede(&self, id: ChannelId, epoch: u64) -> Result<(), Refusal> {
-        let Some(mut owner) = self.owners.lock().get(&id).cloned() else { return Ok(()) };
-        // Only a greater epoch takes a channel over; a stale one must not disturb its owner.
-        let current = self.config.store.load(id).await?.map_or(0, |record| record.snapshot.epoch);
-        if epoch <= current {
-            return Err(Refusal::StaleEpoch(StaleEpoch { current }));
-        }
-        owner.superseded.send_replace(true);
-        let reason = Reason::new(code::PAYMENT_ENDED, "the channel was taken over by a newer connection");
-        owner.shared.close_connection(owner.connection, reason);
-        let let_go = async { while owner.gone.changed().await.is_ok() {} };
-        tokio::time::timeout(HANDOVER_TIMEOUT, let_go).await.map_err(|_| Refusal::Handover)
+    /// Makes the connection that owns the channel let go of it, until the result is dropped or the channel is taken.
+    /// `None` when nobody owns it.
+    async fn supersede(&self, id: ChannelId, epoch: u64) -> Result<Option<Handover>, Refusal> {
+        let let_go = async {
+            loop {
+                let Some(owner) = self.owners.lock().get(&id).cloned() else { return Ok(None) };
+                self.check_epoch(id, epoch).await?;
+                let reason = Reason::new(code::PAYMENT_ENDED, "the channel was taken over by a newer connection");
+                owner.shared.close_connection(owner.connection, reason);
+                let turn = owner.claim.turn.clone().lock_owned().await;
+                // Another one may have been faster, or the owner has settled the channel and is gone.
+                if self.is_owner(id, &owner.claim) {
+                    return Ok(Some(Handover { claim: owner.claim, _turn: turn }));
+                }
+            }
+        };
+        tokio::time::timeout(HANDOVER_TIMEOUT, let_go).await.map_err(|_| Refusal::Handover)?
+    }
+
+    fn is_owner(&self, id: ChannelId, claim: &Claim) -> bool {
+        self.owners.lock().get(&id).is_some_and(|owner| Arc::ptr_eq(&owner.claim.turn, &claim.turn))
     }
 }
 
@@ -442,28 +495,41 @@ impl OpenRequest {
         let payee = &self.payee;
         // Closed never: the semaphore lives as long as the payee.
         let _permit = payee.verifying.acquire().await;
-        let (credential, id, verifier) = payee.check(&self.service, &self.credential).await?;
-        payee.supersede(id, credential.epoch).await?;
-        let channel = payee.take_over(&credential, id).await?;
-        let (let_go, gone) = watch::channel(());
-        let superseded = Arc::new(watch::Sender::new(false));
-        let owner =
-            Owner { shared: self.shared.clone(), connection: self.connection, superseded: superseded.clone(), gone };
+        let (credential, id, verifier) = payee.check(&self.service, &self.credential)?;
+        payee.check_epoch(id, credential.epoch).await?;
+        let mut held = payee.look_for_deposit(id).await?;
+        payee.use_up(&credential.challenge)?;
+        let handover = payee.supersede(id, credential.epoch).await?;
+        if handover.is_some() {
+            // It took a while, in which the payer may have asked to withdraw.
+            held = payee.look_for_deposit(id).await?;
+        }
+        let channel = payee.take_over(&credential, id, &held).await?;
+        let claim = Claim::default();
+        let turn = claim.turn.clone().lock_owned().await;
+        let owner = Owner { shared: self.shared.clone(), connection: self.connection, claim: claim.clone() };
         payee.owners.lock().insert(id, owner);
+        if let Some(handover) = handover {
+            handover.claim.taken.send_replace(true);
+        }
         payee.running.send_modify(|count| *count += 1);
-        let running = Running { payee: payee.clone(), channel: id, superseded: superseded.clone(), _let_go: let_go };
+        let running = Running { payee: payee.clone(), channel: id, claim: claim.clone() };
         let mailbox = Arc::new(Mailbox::default());
+        // One at or below what is accepted has no effect and is no error.
+        if let Some(SignedAmount { amount, signature }) = credential.voucher
+            && amount > channel.accepted()
+        {
+            let voucher = PaymentMessage::Voucher { amount, signature, received: credential.received };
+            mailbox.post(PaymentEvent::Message(voucher.encode().into()));
+        }
         let mut task = PayeeTask::new(
             (self.shared.clone(), self.connection, self.cell.clone()),
             payee.clone(),
             channel,
             (credential.descriptor, verifier),
             mailbox,
-            superseded,
+            (claim, turn),
         );
-        if let Some(voucher) = credential.voucher {
-            task.accept_first(voucher).await?;
-        }
         task.accept(self.limits);
         Ok((task, running))
     }
@@ -473,18 +539,15 @@ impl OpenRequest {
 struct Running {
     payee: Arc<Payee>,
     channel: ChannelId,
-    superseded: Arc<watch::Sender<bool>>,
-    _let_go: watch::Sender<()>,
+    claim: Claim,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut owners = self.payee.owners.lock();
         // A newer owner may stand there already.
-        if owners.get(&self.channel).is_some_and(|owner| Arc::ptr_eq(&owner.superseded, &self.superseded)) {
-            owners.remove(&self.channel);
+        if self.payee.is_owner(self.channel, &self.claim) {
+            self.payee.owners.lock().remove(&self.channel);
         }
-        drop(owners);
         self.payee.running.send_modify(|count| *count -= 1);
     }
 }

@@ -3,35 +3,38 @@
 //! Order of durability: a voucher is in the store before it counts; a lease is in the store before the session may
 //! spend it; the close is in the store before the escrow is asked. If the store fails, nothing more is served.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::{
-    ChannelPhase, CloseAnswer, Precheck, RecordUpdate, VerifiedClose, VerifiedVoucher,
+    ChannelPhase, CloseAnswer, LeasePlan, Precheck, RecordUpdate, StaleUpdate, VerifiedClose, VerifiedVoucher,
 };
 use tollway_protocol::payment::ledger_messages::{Close, LedgerIdentity, Signed};
 use tollway_protocol::payment::{
-    Amount, ChannelDescriptor, CloseVoucher, Hash, PaymentChannel, PaymentMessage, Receipt, ReceiptStatus,
-    SignedAmount, SignedReceipt, Verifier, Voucher, VoucherDomain,
+    Amount, ChannelDescriptor, ChannelId, CloseVoucher, Hash, NeedVoucher, PaymentChannel, PaymentMessage, Receipt,
+    ReceiptStatus, SignedAmount, SignedReceipt, Verifier, Voucher, VoucherDomain,
 };
 use tollway_protocol::session::{MoneyCount, PayeeMoney};
 
 use super::mailbox::{Letters, Mailbox};
-use super::payee::Payee;
+use super::payee::{Claim, ESCROW_TIMEOUT, Payee};
 use crate::escrow::{EscrowError, Settlement};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError};
 
-/// Tries of a settlement that the escrow does not answer, and the wait before the second one, which doubles.
-const SETTLE_TRIES: u32 = 6;
+/// The wait after a settlement that the escrow did not answer doubles from the first to the second of these.
 const SETTLE_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_SETTLE_BACKOFF: Duration = Duration::from_secs(60);
+/// Tries that are left to a settlement when its server ends.
+const LAST_SETTLE_TRIES: u32 = 6;
 
 pub(super) struct PayeeTask {
     shared: Arc<Shared>,
@@ -43,11 +46,13 @@ pub(super) struct PayeeTask {
     domain: VoucherDomain,
     verifier: Verifier,
     mailbox: Arc<Mailbox>,
-    superseded: Arc<watch::Sender<bool>>,
+    claim: Claim,
+    /// Held while this task serves or settles.
+    turn: Option<OwnedMutexGuard<()>>,
     /// What was spent and metered before this connection.
     units_before: u64,
     receipts: u64,
-    /// What the session waits for, in base units beyond what is spent.
+    /// What the session waits for, in base units beyond what is spent, as it was when this task looked.
     needed: Option<Amount>,
     /// When the payer's patience ends.
     patience: Option<Instant>,
@@ -56,8 +61,8 @@ pub(super) struct PayeeTask {
 
 /// Why a channel is served no more.
 enum Stop {
-    /// The connection has ended, with these counts.
-    Ended(Option<MoneyCount>),
+    /// The connection has ended.
+    Ended,
     /// The store failed: nothing is durable any more.
     Store(ApplyError),
 }
@@ -69,7 +74,7 @@ impl PayeeTask {
         channel: PaymentChannel,
         (descriptor, verifier): (ChannelDescriptor, Verifier),
         mailbox: Arc<Mailbox>,
-        superseded: Arc<watch::Sender<bool>>,
+        (claim, turn): (Claim, OwnedMutexGuard<()>),
     ) -> Self {
         PayeeTask {
             units_before: channel.units(),
@@ -82,20 +87,13 @@ impl PayeeTask {
             descriptor,
             verifier,
             mailbox,
-            superseded,
+            claim,
+            turn: Some(turn),
             receipts: 0,
             needed: None,
             patience: None,
             settlement: None,
         }
-    }
-
-    /// Takes the voucher of the credential in. One at or below what is accepted has no effect and is no error.
-    pub(super) async fn accept_first(&mut self, voucher: SignedAmount) -> Result<(), ApplyError> {
-        if voucher.amount > self.channel.accepted() {
-            self.handle_voucher(voucher).await?;
-        }
-        Ok(())
     }
 
     /// Accepts the connection: from here the session charges.
@@ -118,6 +116,8 @@ impl PayeeTask {
     }
 
     pub(super) async fn run(mut self) {
+        let mut withdrawal = pin!(withdrawal(self.payee.clone(), self.channel.channel_id()));
+        let mut withdraws = false;
         let stop = loop {
             let patience = self.patience;
             let wait = async {
@@ -126,34 +126,56 @@ impl PayeeTask {
                     None => std::future::pending().await,
                 }
             };
+            // In this order: no flood of messages keeps the clocks back, and what came before the end is taken in.
             let handled = tokio::select! {
-                letters = self.mailbox.take() => self.handle(letters).await,
-                // An open that was given up before it was accepted has no mailbox in the session.
-                _ = self.cell.closed(), if !self.shared.has_mailbox(self.id) => Err(Stop::Ended(None)),
+                biased;
                 () = wait => {
-                    self.patience = None;
-                    let reason = Reason::new(code::PAYMENT_ENDED, "the voucher that was needed did not come in time");
-                    self.shared.fail_unpaid(self.id);
-                    self.shared.close_connection(self.id, reason);
+                    self.end_patience();
                     Ok(())
                 }
+                () = &mut withdrawal, if !withdraws => {
+                    withdraws = true;
+                    self.close_connection("the payer withdraws");
+                    Ok(())
+                }
+                letters = self.mailbox.take() => self.handle(letters).await,
+                // An open that was given up before it was accepted has no mailbox in the session.
+                _ = self.cell.closed(), if !self.shared.has_mailbox(self.id) => Err(Stop::Ended),
             };
             if let Err(stop) = handled {
                 break stop;
             }
         };
-        match stop {
-            Stop::Ended(money) => self.wind_up(money).await,
-            Stop::Store(error) => {
-                tracing::error!(%error, channel = %self.channel.channel_id(), "the store failed; the channel is served no more");
-                let reason = Reason::new(code::INTERNAL, "the payee's store failed; nothing more is served");
-                self.shared.close_connection(self.id, reason);
-            }
+        if let Stop::Store(error) = stop {
+            tracing::error!(%error, channel = %self.channel.channel_id(), "the store failed; the channel is served no more");
+            let reason = Reason::new(code::INTERNAL, "the payee's store failed; nothing more is served");
+            self.shared.close_connection(self.id, reason);
+            self.cell.closed().await;
+        }
+        self.wind_up().await;
+    }
+
+    /// The payer's time is up, if what waited for it still does.
+    fn end_patience(&mut self) {
+        self.sync();
+        if self.needed.is_some() {
+            self.patience = None;
+            self.shared.fail_unpaid(self.id);
+            self.close_connection("the voucher that was needed did not come in time");
         }
     }
 
+    /// Serves no more. The last count follows, with the end of the connection.
+    fn close_connection(&self, reason: &str) {
+        self.shared.close_connection(self.id, Reason::new(code::PAYMENT_ENDED, reason));
+    }
+
     async fn handle(&mut self, letters: Letters) -> Result<(), Stop> {
-        self.sync();
+        match letters.ended {
+            // What came with it is judged by the last count.
+            Some(money) => money.into_iter().for_each(|count| self.record(count)),
+            None => self.sync(),
+        }
         let mut highest: Option<SignedAmount> = None;
         let mut rest = Vec::new();
         for message in letters.messages {
@@ -165,7 +187,7 @@ impl PayeeTask {
                     }
                 }
                 Ok(other) => rest.push(other),
-                Err(error) => return Err(self.bad_message(&error.to_string())),
+                Err(error) => self.refuse_message(&error.to_string()),
             }
         }
         if let Some(voucher) = highest {
@@ -174,26 +196,24 @@ impl PayeeTask {
         for message in rest {
             self.handle_message(message).await?;
         }
-        if let Some(money) = letters.ended {
-            return Err(Stop::Ended(money));
+        if letters.ended.is_some() {
+            return Err(Stop::Ended);
         }
-        if letters.needed.is_some() {
-            self.needed = letters.needed;
-        }
-        // The event may be older than the lease that has met the need, or than the end of what waited.
-        if self.needed.is_some() && !self.shared.waits_for_money(self.id) {
-            (self.needed, self.patience) = (None, None);
-        }
-        if letters.low || self.needed.is_some() || highest.is_some() {
+        if letters.low || letters.needed || self.needed.is_some() || highest.is_some() {
             self.lease().await.map_err(Stop::Store)?;
         }
         Ok(())
     }
 
-    /// What the session has spent since.
+    /// What the session has spent since, and what it waits for now.
     fn sync(&mut self) {
-        if let Some(count) = self.shared.open_money(self.id) {
+        let (count, needed) = self.shared.payee_money(self.id);
+        if let Some(count) = count {
             self.record(count);
+        }
+        self.needed = needed;
+        if needed.is_none() {
+            self.patience = None;
         }
     }
 
@@ -239,7 +259,7 @@ impl PayeeTask {
     async fn lease(&mut self) -> Result<(), ApplyError> {
         let wanted = self.needed.unwrap_or_default().max(self.low_mark());
         while let Ok(Some(plan)) = self.channel.propose_lease(wanted) {
-            self.apply(plan.update()).await?;
+            let plan = self.write_lease(plan).await?;
             if let Err(error) = self.channel.commit_lease(plan) {
                 tracing::error!(%error, "a lease that is durable cannot be used");
                 return Ok(());
@@ -260,12 +280,27 @@ impl PayeeTask {
             return Ok(());
         }
         // Nothing waits for money that a closing channel will not have.
-        if let Ok(Some(need)) = self.channel.need(needed) {
-            let tollway_protocol::payment::NeedVoucher { required, accepted, spent, deposit } = need;
-            self.send(&PaymentMessage::NeedVoucher { required, accepted, spent, deposit });
+        if let Ok(need) = self.channel.need(needed) {
+            // What was asked for before and has not come is waited for all the same.
             self.patience.get_or_insert(Instant::now() + self.payee.config.patience);
+            if let Some(NeedVoucher { required, accepted, spent, deposit }) = need {
+                self.send(&PaymentMessage::NeedVoucher { required, accepted, spent, deposit });
+            }
         }
         Ok(())
+    }
+
+    /// Makes a lease durable, or gives it up.
+    async fn write_lease(&mut self, plan: LeasePlan) -> Result<LeasePlan, ApplyError> {
+        match self.apply(plan.update()).await {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                // The plan is a moment old and the only one.
+                let abandoned = self.channel.abandon_lease(plan);
+                debug_assert!(abandoned.is_ok());
+                Err(error)
+            }
+        }
     }
 
     async fn handle_message(&mut self, message: PaymentMessage) -> Result<(), Stop> {
@@ -278,13 +313,16 @@ impl PayeeTask {
             }
             PaymentMessage::TopUp { .. } => self.look_at_deposit().await,
             PaymentMessage::Close { voucher, received: _ } => self.handle_close(voucher).await,
-            _ => Err(self.bad_message("a message that only a payee sends")),
+            _ => {
+                self.refuse_message("a message that only a payee sends");
+                Ok(())
+            }
         }
     }
 
     /// The deposit becomes what the escrow says, however often it is asked.
     async fn look_at_deposit(&mut self) -> Result<(), Stop> {
-        match self.payee.config.escrow.channel(self.channel.channel_id()).await {
+        match self.payee.look(self.channel.channel_id()).await {
             Ok(Some(held)) => match self.channel.set_deposit(held.deposit) {
                 Some(update) => self.apply(&update).await.map_err(Stop::Store),
                 None => Ok(()),
@@ -298,19 +336,16 @@ impl PayeeTask {
     }
 
     async fn handle_close(&mut self, close: CloseVoucher) -> Result<(), Stop> {
-        let open = self.shared.open_calls(self.id);
-        if open > 0 {
-            self.send(&PaymentMessage::Refused { reason: format!("{open} calls have not ended") });
-            return Ok(());
-        }
-        self.sync();
         let id = self.channel.channel_id();
         let verified = match self.channel.precheck_close(id, &close) {
             Ok(_) => VerifiedClose::verify(id, &close, &self.domain, &self.verifier).map_err(|error| error.to_string()),
             Err(refusal) => Err(refusal.to_string()),
         };
         let answer = match verified {
-            Ok(verified) => self.channel.close(&verified).map_err(|refusal| refusal.to_string()),
+            Ok(verified) => self
+                .stop_money()
+                .await
+                .and_then(|()| self.channel.close(&verified).map_err(|refusal| refusal.to_string())),
             Err(reason) => Err(reason),
         };
         match answer {
@@ -332,20 +367,37 @@ impl PayeeTask {
         }
     }
 
+    /// Ends the session's spending and records its last count, in one step with the look at the open calls: what the
+    /// payer sends behind its close finds nothing for sale.
+    async fn stop_money(&mut self) -> Result<(), String> {
+        let last = match self.shared.stop_money(self.id) {
+            Err(open) => return Err(format!("{open} calls have not ended")),
+            Ok(Some(count)) => Some(count),
+            Ok(None) => {
+                // The connection has ended, and says so at once.
+                self.cell.closed().await;
+                self.cell.final_money()
+            }
+        };
+        last.into_iter().for_each(|count| self.record(count));
+        Ok(())
+    }
+
     /// Has the escrow close the channel by this voucher, or at what it has settled; the final receipt names the
-    /// settlement. Driven again while the escrow does not answer.
+    /// settlement. Driven again until the escrow answers, or until a server that ends has waited long enough.
     async fn settle(&mut self, close: Option<CloseVoucher>, status: ReceiptStatus) -> Result<(), ApplyError> {
         let settled = self.channel.settled();
         let amount = close.map_or(settled, |close| close.amount);
         // At what is settled already the escrow closes without a payout, and needs no voucher. [pay.close.amount]
         let voucher = close.filter(|close| close.amount > settled).map(|close| close.signature);
         let payee = self.payee.clone();
-        let config = &payee.config;
         let ledger = LedgerIdentity { chain_id: self.descriptor.chain_id, escrow: self.descriptor.escrow };
-        let order = Signed::sign(Close { channel_id: self.channel.channel_id(), amount }, &ledger, &config.key);
-        let mut backoff = SETTLE_BACKOFF;
-        for attempt in 1..=SETTLE_TRIES {
-            match config.escrow.close(order.clone(), voucher).await {
+        let order = Signed::sign(Close { channel_id: self.channel.channel_id(), amount }, &ledger, &payee.config.key);
+        let mut hurry = payee.hurry.subscribe();
+        let (mut backoff, mut last_tries, mut is_first) = (SETTLE_BACKOFF, LAST_SETTLE_TRIES, true);
+        loop {
+            let answer = tokio::time::timeout(ESCROW_TIMEOUT, payee.config.escrow.close(order.clone(), voucher)).await;
+            match answer.unwrap_or_else(|elapsed| Err(EscrowError::Unavailable(elapsed.into()))) {
                 Ok(settlement) => {
                     self.settlement = Some(settlement);
                     match self.channel.finalize(settlement.settled) {
@@ -360,13 +412,20 @@ impl PayeeTask {
                     self.send(&PaymentMessage::Refused { reason: refusal.to_string() });
                     return Ok(());
                 }
-                Err(error) => tracing::warn!(%error, attempt, "the escrow does not settle"),
+                Err(error) => tracing::warn!(%error, "the escrow does not settle"),
             }
-            if attempt == 1 {
+            if std::mem::take(&mut is_first) {
                 self.send_receipt(ReceiptStatus::Closing);
             }
-            tokio::time::sleep(backoff).await;
-            backoff *= 2;
+            let ends = *hurry.borrow();
+            last_tries -= u32::from(ends);
+            if last_tries == 0 {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => backoff = (2 * backoff).min(MAX_SETTLE_BACKOFF),
+                _ = hurry.wait_for(|hurry| *hurry), if !ends => backoff = SETTLE_BACKOFF,
+            }
         }
         tracing::error!(channel = %self.channel.channel_id(), "the channel is not settled; its vouchers are in the store");
         Ok(())
@@ -405,38 +464,42 @@ impl PayeeTask {
         let _ended = self.shared.send_payment(self.id, Bytes::from(message.encode()));
     }
 
-    fn bad_message(&self, what: &str) -> Stop {
-        let reason = Reason::new(code::PAYMENT_ENDED, format!("bad payment message: {what}"));
-        self.shared.close_connection(self.id, reason);
-        Stop::Ended(None)
+    fn refuse_message(&self, what: &str) {
+        self.close_connection(&format!("bad payment message: {what}"));
     }
 
     /// The connection has ended. What was not spent of the lease is given back; a channel that was not closed is
     /// settled without the payer, unless a newer connection takes it over first.
-    async fn wind_up(mut self, money: Option<MoneyCount>) {
-        if let Some(count) = money.or_else(|| self.cell.final_money()) {
+    async fn wind_up(mut self) {
+        if let Some(count) = self.cell.final_money() {
             self.record(count);
         }
         if self.channel.phase() == ChannelPhase::Open {
-            if let Err(error) = self.surrender().await {
-                tracing::error!(%error, "the lease cannot be given back");
-                return;
+            match self.surrender().await {
+                Ok(()) => {}
+                Err(ApplyError::Stale(StaleUpdate::Epoch { .. })) => return,
+                // What was spent is owed all the same.
+                Err(error) => tracing::error!(%error, "the lease cannot be given back"),
             }
-            if !self.is_abandoned().await {
+            self.turn = None;
+            self.wait_for_payer().await;
+            self.turn = Some(self.claim.turn.clone().lock_owned().await);
+            if *self.claim.taken.borrow() {
                 return;
             }
         }
-        if matches!(self.channel.phase(), ChannelPhase::Finalized { .. }) {
-            return;
-        }
-        let close = match self.channel.close_without_payer() {
-            Ok((close, update)) => match self.apply(&update).await {
-                Ok(()) => Some(close),
-                Err(error) => return tracing::error!(%error, "an abandoned channel cannot be closed"),
+        let owes_nothing = self.channel.spent() <= self.channel.settled();
+        let close = match self.channel.phase() {
+            ChannelPhase::Finalized { .. } => return,
+            // Signed ahead is not owed: the rest of the deposit goes back at once.
+            ChannelPhase::Open | ChannelPhase::Disputed { .. } if owes_nothing => None,
+            _ => match self.channel.close_without_payer() {
+                Ok((close, update)) => match self.apply(&update).await {
+                    Ok(()) => Some(close),
+                    Err(error) => return tracing::error!(%error, "an abandoned channel cannot be closed"),
+                },
+                Err(refusal) => return tracing::error!(%refusal, "no voucher covers what was spent"),
             },
-            // Nothing was spent, so nothing is claimed: the deposit goes back at once.
-            Err(_) if self.channel.spent() <= self.channel.settled() => None,
-            Err(refusal) => return tracing::error!(%refusal, "no voucher covers what was spent"),
         };
         if let Err(error) = self.settle(close, ReceiptStatus::ClosedForced).await {
             tracing::error!(%error, "a settlement cannot be stored");
@@ -445,7 +508,7 @@ impl PayeeTask {
 
     async fn surrender(&mut self) -> Result<(), ApplyError> {
         if let Ok(plan) = self.channel.surrender_lease() {
-            self.apply(plan.update()).await?;
+            let plan = self.write_lease(plan).await?;
             // The plan is a moment old and the only one.
             let committed = self.channel.commit_lease(plan);
             debug_assert!(committed.is_ok());
@@ -453,16 +516,28 @@ impl PayeeTask {
         Ok(())
     }
 
-    /// Waits for the payer to come back. Returns whether the channel is this task's to settle.
-    async fn is_abandoned(&self) -> bool {
-        let mut superseded = self.superseded.subscribe();
+    /// Gives the payer time to come back, by a newer connection that takes the channel over.
+    async fn wait_for_payer(&self) {
+        let mut taken = self.claim.taken.subscribe();
         let mut hurry = self.payee.hurry.subscribe();
         tokio::select! {
-            biased;
             // Both senders outlive this task.
-            _ = superseded.wait_for(|superseded| *superseded) => false,
-            _ = hurry.wait_for(|hurry| *hurry) => true,
-            () = tokio::time::sleep(self.payee.config.abandon_after) => !*self.superseded.borrow(),
+            _ = taken.wait_for(|taken| *taken) => {}
+            _ = hurry.wait_for(|hurry| *hurry) => {}
+            () = tokio::time::sleep(self.payee.config.abandon_after) => {}
+        }
+    }
+}
+
+/// Waits until the escrow says that the channel ends without the payee: its payer withdraws, and what was delivered has
+/// to be claimed within the grace period.
+async fn withdrawal(payee: Arc<Payee>, id: ChannelId) {
+    loop {
+        tokio::time::sleep(payee.config.watch_escrow).await;
+        match payee.look(id).await {
+            Ok(Some(held)) if held.is_ending() => return,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, channel = %id, "the escrow cannot be watched"),
         }
     }
 }

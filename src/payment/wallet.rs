@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tollway_protocol::error::{ConnectionEnd, Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
@@ -321,8 +322,14 @@ impl Wallet {
                 nonce,
                 expiry: u64::try_from((now + ORDER_LIFETIME).as_millis()).unwrap_or(u64::MAX),
             };
+            let (descriptor, deposit) = (order.descriptor(&ledger.identity()), order.deposit);
             match ledger.open(Signed::sign(order, &ledger.identity(), &self.config.key)).await {
-                Ok(channel) => return Ok((channel.descriptor, channel.deposit)),
+                // Vouchers are signed for the channel that was ordered, whatever the ledger calls it: another one's could
+                // lie on a real chain.
+                Ok(channel) if channel.descriptor == descriptor => {
+                    return Ok((descriptor, deposit.min(channel.deposit)));
+                }
+                Ok(_) => return Err(WalletError::Escrow("the ledger answered with another channel".to_owned())),
                 // Another order of this payer was faster: nothing has happened, and a later nonce is taken.
                 Err(EscrowError::Refused(EscrowRefusal::NonceUsed { last, .. })) => above = last.saturating_add(1),
                 Err(error) => return Err(error.into()),
@@ -373,6 +380,10 @@ impl Wallet {
             _ => return Err(WalletError::BadMessage("the connection was accepted without a receipt".to_owned())),
         }
         book.record_connected(Amount::ZERO);
+        // The payee may hold the price of every call that it takes at once, and ask for what comes beyond.
+        let dearest_call = terms.methods.iter().map(|method| method.price.call).max().unwrap_or_default();
+        let calls = u128::from(connection.inner().session.shared.max_calls(connection.id()));
+        book.record_open_reservations(dearest_call.checked_mul(calls).unwrap_or(Amount::MAX));
         Ok(PaidConnection::start(connection, terms, descriptor, book, mailbox, self.config.clone(), limits))
     }
 }
@@ -425,6 +436,7 @@ impl PaidConnection {
             state: state.clone(),
             limits,
             fail,
+            ordered: None,
             closing: None,
         };
         let paid = PaidConnection { connection, terms, state, failed, close };
@@ -518,23 +530,39 @@ struct PayerTask {
     state: Arc<Mutex<PayerState>>,
     limits: PayerLimits,
     fail: watch::Sender<Option<WalletError>>,
+    /// A close that waits for the ends of all calls, which are paid until then, and for how long.
+    ordered: Option<(CloseOrder, Instant)>,
+    /// A close that waits for the final receipt.
     closing: Option<CloseOrder>,
 }
 
 impl PayerTask {
     async fn run(mut self, mut orders: mpsc::Receiver<CloseOrder>) {
         self.pay();
+        let mut handle_lives = true;
         loop {
+            let deadline = self.ordered.as_ref().map(|(_, deadline)| *deadline);
+            let calls_ended = async {
+                match deadline {
+                    Some(deadline) => tokio::time::timeout_at(deadline, self.shared.calls_ended(self.id)).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 letters = self.mailbox.take() => {
                     if !self.handle(letters) {
                         return;
                     }
                 }
-                order = orders.recv(), if self.closing.is_none() => match order {
-                    Some(order) => self.start_close(order).await,
+                ended = calls_ended => self.start_close(ended.is_ok()),
+                // The handle goes with its order, so that there is one.
+                order = orders.recv(), if handle_lives => match order {
+                    Some(order) => self.ordered = Some((order, Instant::now() + CLOSE_TIMEOUT)),
                     // The handle was dropped: the connection goes with it, and the mailbox says so.
-                    None => self.shared.close_connection(self.id, Reason::new(code::DROPPED, "the payer has gone")),
+                    None => {
+                        handle_lives = false;
+                        self.shared.close_connection(self.id, Reason::new(code::DROPPED, "the payer has gone"));
+                    }
                 },
             }
         }
@@ -669,10 +697,10 @@ impl PayerTask {
         }
     }
 
-    /// Waits for the ends of all calls, then sends the close voucher.
-    async fn start_close(&mut self, order: CloseOrder) {
-        let ended = self.shared.calls_ended(self.id);
-        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+    /// Sends the close voucher, if all calls have ended in time.
+    fn start_close(&mut self, calls_ended: bool) {
+        let Some((order, _)) = self.ordered.take() else { return };
+        if !calls_ended {
             let _dropped = order.send(Err(WalletError::Timeout("the end of all calls")));
             return;
         }

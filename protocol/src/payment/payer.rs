@@ -33,7 +33,7 @@ pub struct PayerLimits {
 
 impl PayerLimits {
     fn low_mark(&self) -> Amount {
-        self.low_mark.unwrap_or(Amount::new(self.max_ahead.units() >> 1))
+        self.low_mark.unwrap_or(Amount::new(self.max_ahead.units().div_ceil(2)))
     }
 
     /// Whether a payer with these limits can work under these terms: the dearest unit (call price and largest priced
@@ -254,8 +254,11 @@ impl PayerBook {
         if most <= self.sent || (most < step && most < self.durable.deposit) {
             return Amount::MAX;
         }
-        // Less than the low mark is ahead, and a step fits above what was sent.
-        let low = self.sent.saturating_sub(self.limits.low_mark()).saturating_add(Amount::new(1));
+        // Less than the low mark is ahead, and a step fits above what was sent. With no mark nothing is signed unasked.
+        let low = match self.limits.low_mark() {
+            Amount::ZERO => Amount::MAX,
+            mark => self.sent.saturating_sub(mark).saturating_add(Amount::new(1)),
+        };
         let room = step.min(most).saturating_sub(max_ahead);
         let ahead = low.max(room);
         let asked =
@@ -316,7 +319,8 @@ impl PayerBook {
 
     /// Answers the payee's request. What it states is a claim: `spent` only serves to say no earlier.
     pub fn handle_need(&mut self, need: NeedVoucher) -> NeedAnswer {
-        self.pending = Some(need);
+        // What asks for no more than was sent has crossed it: nothing is left to wait for.
+        self.pending = Some(need).filter(|need| need.required > self.sent);
         if self.declined.is_none() && need.required > self.sent {
             self.declined = self.doubt(need);
         }
@@ -366,13 +370,14 @@ impl PayerBook {
         if required > budget {
             return decline(DeclineReason::Budget, required, budget);
         }
+        // A no is said at once, as the budget's is: when the payer's own count has caught up, nobody asks again.
+        if required > deposit.max(deposit_limit) {
+            return decline(DeclineReason::Deposit, required, deposit_limit.max(deposit));
+        }
         if required > self.counted().saturating_add(max_ahead) {
             return NeedAnswer::Silent;
         }
         if required > deposit {
-            if required > deposit_limit {
-                return decline(DeclineReason::Deposit, required, deposit_limit.max(deposit));
-            }
             let step = deposit.saturating_add(self.limits.top_up_step);
             // Never above the budget: the rest would lie idle, and the last step to the deposit needs no minimum delta.
             return NeedAnswer::TopUp { to: step.max(required).min(deposit_limit).min(budget) };

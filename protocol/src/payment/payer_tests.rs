@@ -231,3 +231,59 @@ fn a_step_that_the_budget_does_not_hold_is_declined() {
     let decline = declined(book.handle_need(need(102, 95)));
     assert_eq!(decline, Decline { reason: DeclineReason::Budget, needed: units(110), limit: units(104) });
 }
+
+#[test]
+fn a_request_above_the_deposit_and_its_limit_is_declined_before_the_count_has_caught_up() {
+    let mut book = PayerBook::open(PayerLimits { deposit_limit: units(0), ..limits() }, units(120));
+    sign_next(&mut book);
+    let decline = declined(book.handle_need(need(130, 60)));
+    assert_eq!(decline, Decline { reason: DeclineReason::Deposit, needed: units(130), limit: units(120) });
+}
+
+/// Whoever waits for the mark is woken at it at once when it is reached already: there must be something to sign then,
+/// or it is woken for ever.
+#[test]
+fn at_the_mark_there_is_a_voucher_to_sign() {
+    let amounts = [0u128, 1, 2, 3, 7, 10, 50, 99, 100, 101, 200];
+    let mut seen = 0;
+    for max_ahead in [1, 2, 10, 100] {
+        for minimum_delta in [0, 1, 10].into_iter().filter(|delta| *delta < max_ahead) {
+            for low_mark in [None, Some(units(0)), Some(units(1)), Some(units(max_ahead))] {
+                for (budget, deposit) in [(1000, 1000), (100, 200), (105, 105), (200, 105)] {
+                    for (received, required) in amounts.iter().flat_map(|one| amounts.map(|two| (*one, two))) {
+                        let limits = PayerLimits {
+                            budget: units(budget),
+                            max_ahead: units(max_ahead),
+                            minimum_delta: units(minimum_delta),
+                            deposit_limit: units(0),
+                            low_mark,
+                            ..limits()
+                        };
+                        let mut book = PayerBook::open(limits, units(deposit));
+                        if let Some(first) = book.next_voucher() {
+                            sign(&mut book, first);
+                        }
+                        book.record_received(units(received));
+                        book.handle_need(need(required, 0));
+                        // As many as there are; then nothing is due, and the mark is ahead.
+                        while let Some(next) = match book.retry_need() {
+                            Some(NeedAnswer::Sign(amount)) => Some(amount),
+                            _ => book.next_voucher(),
+                        } {
+                            sign(&mut book, next);
+                        }
+                        let mark = book.next_mark();
+                        assert!(mark > book.received(), "{mark} is reached already, and nothing is due: {book:?}");
+                        if mark <= units(deposit) {
+                            book.record_received(mark);
+                            let asked = matches!(book.retry_need(), Some(NeedAnswer::Sign(_)));
+                            assert!(asked || book.next_voucher().is_some(), "nothing is due at {mark}: {book:?}");
+                            seen += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen > 1_000, "{seen}");
+}

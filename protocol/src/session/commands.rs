@@ -547,12 +547,6 @@ impl Machine {
         self.connections.get(&connection)?.money.as_deref().map(Money::count)
     }
 
-    /// Payee: whether something waits for money, for which [`Event::MoneyNeeded`] was said.
-    pub fn waits_for_money(&self, connection: ConnectionId) -> bool {
-        let money = self.connections.get(&connection).and_then(|live| live.money.as_deref());
-        matches!(money, Some(Money::Payee(payee)) if payee.is_blocked())
-    }
-
     /// Calls of a connection that have not ended, of both directions.
     pub fn open_calls(&self, connection: ConnectionId) -> usize {
         let active = self.connections.get(&connection).and_then(|live| live.active.as_deref());

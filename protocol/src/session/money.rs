@@ -98,8 +98,10 @@ pub(super) struct Payee {
     held: Amount,
     low: Amount,
     low_said: bool,
-    needed_said: bool,
+    /// What the head of all that waits for money costs, once it was said.
+    needed: Option<Amount>,
     given_up: bool,
+    stopped: bool,
     bytes: u64,
     items: u64,
     /// What could not be paid, in order. While anything is here, nothing priced passes.
@@ -127,8 +129,9 @@ impl Payee {
             held: Amount::ZERO,
             low: money.low,
             low_said: false,
-            needed_said: false,
+            needed: None,
             given_up: false,
+            stopped: false,
             bytes: 0,
             items: 0,
             calls: VecDeque::new(),
@@ -144,7 +147,22 @@ impl Payee {
 
     /// Whether something priced waits already, so that nothing priced may pass it.
     pub(super) const fn is_blocked(&self) -> bool {
-        self.needed_said
+        self.needed.is_some()
+    }
+
+    /// What is needed beyond all that is spent, while something waits.
+    pub(super) fn needed(&self) -> Option<Amount> {
+        self.needed.map(|cost| self.held.saturating_add(cost))
+    }
+
+    pub(super) const fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The channel closes: nothing more is charged, whatever was leased. `[pay.close.stops]`
+    pub(super) fn stop(&mut self) {
+        self.leased = self.spent;
+        (self.given_up, self.stopped) = (true, true);
     }
 
     /// No more money will come.
@@ -183,19 +201,24 @@ impl Payee {
     /// Notes that something waits which adds `cost` to all that is spent and held. Returns what must be said to be
     /// needed beyond what is spent: once for each exhaustion.
     pub(super) fn need(&mut self, cost: Amount) -> Option<Amount> {
-        let said = core::mem::replace(&mut self.needed_said, true);
-        (!said).then_some(self.held.saturating_add(cost))
+        if self.is_blocked() {
+            return None;
+        }
+        self.needed = Some(cost);
+        self.needed()
     }
 
-    /// Raises the lease; it never goes down.
+    /// Raises the lease; it goes down only at the end.
     pub(super) fn raise(&mut self, leased: Amount) {
-        self.leased = self.leased.max(leased);
+        if !self.stopped {
+            self.leased = self.leased.max(leased);
+        }
         self.low_said = false;
     }
 
     /// Hands over all that waits. Nothing is blocked then.
     pub(super) fn take_waiting(&mut self) -> (VecDeque<IncomingCall>, VecDeque<Body>, Vec<StreamKey>) {
-        self.needed_said = false;
+        self.needed = None;
         (core::mem::take(&mut self.calls), core::mem::take(&mut self.responses), core::mem::take(&mut self.streams))
     }
 }

@@ -14,7 +14,7 @@ use crate::message::{
     Payment, Ping, Pong, ProtocolError, Refuse, Reject, Request, Reset, Response, Slot, Stop, Window, decode_header,
 };
 use crate::metadata::Metadata;
-use crate::payment::Usage;
+use crate::payment::{MAX_PAYMENT_MESSAGE_BYTES, Usage};
 use crate::stream::{Ending, ItemRun, StreamKey};
 use crate::time::Time;
 
@@ -301,6 +301,11 @@ impl Machine {
         let Some(live) = self.live(lane, connection, Payment::NAME)? else { return Ok(()) };
         if live.money.is_none() {
             return Err(Violation::Unexpected { frame: "Payment", state: "the connection is not a paid one" });
+        }
+        // They wait for a task beside the session, so what a peer can pile up there is bounded. [pay.message.max]
+        if message.len() > MAX_PAYMENT_MESSAGE_BYTES {
+            let (value, limit) = (message.len() as u64, MAX_PAYMENT_MESSAGE_BYTES as u64);
+            return Err(Violation::AboveLimit { what: "payment message", value, limit });
         }
         self.events.push_back(Event::Payment { connection, message });
         Ok(())

@@ -74,6 +74,9 @@ impl Machine {
         let price = self.calls.get(incoming.call).and_then(|call| call.price);
         let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
         if let (Some(price), Some(Money::Payee(payee))) = (price, money) {
+            if payee.is_stopped() {
+                return self.fail_unstarted(incoming, Status::PaymentFailed);
+            }
             let cost = payee.prices.price(price).call;
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::money::Money;
 use super::outbox::{Body, BodyKind, Source};
-use super::{CallKey, Event, IncomingCall, Machine};
+use super::{CallKey, Event, IncomingCall, Machine, MoneyCount};
 use crate::error::code;
 use crate::id::ConnectionId;
 use crate::message::Status;
@@ -51,6 +51,30 @@ impl Machine {
         if let Some(Money::Payee(payee)) = money {
             payee.give_up();
             self.resume_paid(id);
+        }
+    }
+
+    /// Payee: the channel closes, so nothing more is charged, and what costs something ends with a payment error from now
+    /// on. Returns the last counts; `None` when the connection is not one that is paid to this side. `[pay.close.stops]`
+    ///
+    /// # Errors
+    /// The number of calls that have not ended. Nothing has changed then.
+    pub fn stop_money(&mut self, id: ConnectionId) -> Result<Option<MoneyCount>, usize> {
+        let open = self.open_calls(id);
+        let money = self.connections.get_mut(&id).and_then(|live| live.money.as_deref_mut());
+        let Some(Money::Payee(payee)) = money else { return Ok(None) };
+        if open > 0 {
+            return Err(open);
+        }
+        payee.stop();
+        Ok(self.money(id))
+    }
+
+    /// Payee: what is needed beyond all that is spent, while something waits for money.
+    pub fn money_needed(&self, id: ConnectionId) -> Option<Amount> {
+        match self.connections.get(&id)?.money.as_deref()? {
+            Money::Payee(payee) => payee.needed(),
+            Money::Payer(_) => None,
         }
     }
 

@@ -369,6 +369,69 @@ fn payment_messages_go_out_before_their_connections_close() {
     );
 }
 
+/// `[pay.close.stops]`: what was leased before is no longer for sale.
+#[test]
+fn a_close_stops_all_that_costs_something_once_its_calls_have_ended() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 1000);
+    pair.call(A, id, ALL, b"");
+    pair.run();
+    assert_eq!(pair.peers[B].session_mut().stop_money(id), Err(1));
+    let served = pair.requests(B)[0].call;
+    pair.answer(B, served, Status::Ok, &[0; 10]);
+    pair.run();
+    pair.take(A);
+    let last = pair.peers[B].session_mut().stop_money(id).unwrap().expect("it is paid to this side");
+    assert_eq!(last.amount.units(), 11);
+    raise(&mut pair, id, 2000);
+    for method in [CALL, ITEM, ALL, BYTES] {
+        pair.call(A, id, method, b"");
+        pair.run();
+        assert!(pair.requests(B).is_empty(), "no handler starts");
+        assert_eq!(pair.responses(A).pop().unwrap().status, Status::PaymentFailed);
+    }
+    pair.call(A, id, FREE, b"");
+    pair.run();
+    assert_eq!(pair.requests(B).len(), 1, "what is free goes on");
+    assert_eq!(books(&pair, id), (11, 11));
+    assert_eq!(pair.peers[A].session_mut().stop_money(id), Ok(None), "a payer has nothing to stop");
+}
+
+#[test]
+fn what_is_needed_is_told_while_something_waits_and_follows_what_is_held() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 25);
+    let told = |pair: &Pair| pair.peers[B].session().money_needed(id).map(Amount::units);
+    pair.call(A, id, CALL, b"");
+    pair.call(A, id, CALL, b"");
+    let waiting = pair.call(A, id, CALL, b"");
+    pair.run();
+    assert_eq!(told(&pair), Some(30));
+    let served = pair.requests(B)[0].call;
+    pair.answer(B, served, Status::Ok, b"");
+    pair.run();
+    assert_eq!((told(&pair), books(&pair, id).0), (Some(20), 10), "what was held is spent");
+    pair.peers[A].cancel_call(waiting);
+    pair.run();
+    assert_eq!(told(&pair), None);
+}
+
+/// `[pay.message.max]`
+#[test]
+fn a_payment_message_at_the_limit_is_taken_and_one_over_is_a_violation() {
+    use crate::pair::framed;
+    use tollway_protocol::{frame::Lane, message::Payment, payment::MAX_PAYMENT_MESSAGE_BYTES};
+    let mut pair = Pair::one_lane();
+    let connection = paid(&mut pair, 0);
+    let mut send = |bytes: usize| {
+        let frame = framed(&Payment { connection }, &vec![0; bytes]);
+        pair.peers[B].handle_frame(pair.now, Lane(0), frame);
+        pair.peers[B].session().end().is_some()
+    };
+    assert!(!send(MAX_PAYMENT_MESSAGE_BYTES));
+    assert!(send(MAX_PAYMENT_MESSAGE_BYTES + 1));
+}
+
 #[test]
 fn a_payment_message_on_an_unpaid_connection_is_a_violation() {
     use crate::pair::framed;

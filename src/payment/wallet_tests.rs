@@ -1,0 +1,137 @@
+//! What an honest wallet loses to a payee and a ledger that do not keep to the rules: nothing. Over loopback TCP, since it
+//! connects to the ledger by URL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus};
+
+use super::hostile_tests::{PAYEE, PAYER, Shop, World, key, method, price_of, read, units, world};
+use super::{PayeeConfig, Wallet, WalletConfig, WalletError};
+use crate::escrow::{EscrowChannel, LedgerService};
+use crate::rpc::{BoxReply, CallError, IncomingCall, MethodId, Reply, Service, Services};
+use crate::session::{Session, SessionConfig};
+
+/// A ledger that answers an order to open with somebody else's channel.
+struct LyingLedger {
+    honest: LedgerService,
+    lie: Arc<Mutex<Option<EscrowChannel>>>,
+}
+
+impl Service for LyingLedger {
+    fn name(&self) -> &str {
+        self.honest.name()
+    }
+
+    fn call(&self, call: IncomingCall) -> BoxReply {
+        let lie = self.lie.lock().clone();
+        match lie {
+            Some(lie) if call.method() == MethodId::of(self.name(), 1, "open") => {
+                Box::pin(async move { Reply::ok(&lie) })
+            }
+            _ => self.honest.call(call),
+        }
+    }
+}
+
+struct Market {
+    world: World,
+    session: Session,
+    lie: Arc<Mutex<Option<EscrowChannel>>>,
+}
+
+async fn market(change: impl FnOnce(&mut PayeeConfig)) -> Market {
+    let any = "tcp://127.0.0.1:0".parse().unwrap();
+    let mut server = crate::Server::bind(&any, SessionConfig::default()).await.unwrap();
+    let endpoint = server.endpoint().clone();
+    let world = world(|config| {
+        config.ledger_url = Some(endpoint.to_string());
+        change(config);
+    });
+    let lie = Arc::default();
+    let ledger = LyingLedger { honest: LedgerService::new(world.faulty.ledger.clone()), lie: Arc::clone(&lie) };
+    let services = Services::new().with_paid(Shop, world.payee.clone()).with(ledger);
+    server.set_config(SessionConfig { services, ..SessionConfig::default() });
+    tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
+    let session = crate::connect(&endpoint, SessionConfig::default()).await.unwrap();
+    Market { world, session, lie }
+}
+
+fn wallet(budget: u128, max_ahead: u128) -> Wallet {
+    let mut config = WalletConfig::new(key(PAYER), units(budget));
+    config.payee = Some(key(PAYEE).address());
+    config.max_ahead = Some(units(max_ahead));
+    Wallet::new(config)
+}
+
+/// What a wallet signs names the channel that it has ordered, whatever a ledger calls it: else a ledger could have it
+/// sign for a deposit on a real chain.
+#[tokio::test]
+async fn a_wallet_signs_for_no_channel_that_a_ledger_makes_up() {
+    let market = market(|_| {}).await;
+    let honest = market.world.deposit(1_000).await;
+    let escrow = Address([0xee; 20]);
+    let descriptor = ChannelDescriptor { chain_id: 1, escrow, ..honest };
+    let deposit = units(1_000_000);
+    *market.lie.lock() = Some(EscrowChannel {
+        descriptor,
+        deposit,
+        settled: Amount::ZERO,
+        close_requested_at_ms: None,
+        finalized: false,
+    });
+    match wallet(1_000_000, 5_000).open(&market.session, "shop").await {
+        Err(WalletError::Escrow(error)) => assert!(error.contains("another channel"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// While a close waits for the calls to end, they are paid.
+#[tokio::test]
+async fn a_close_pays_for_the_calls_that_it_waits_for() {
+    let market = market(|_| {}).await;
+    let paid = wallet(1_000_000, 5_000).open(&market.session, "shop").await.unwrap();
+    let connection = paid.connection().clone();
+    let reading = tokio::spawn(async move { read(&connection, 200).await });
+    while paid.stats().received.is_zero() {
+        tokio::task::yield_now().await;
+    }
+    let closed = tokio::time::timeout(Duration::from_secs(10), paid.close()).await.unwrap().unwrap();
+    assert_eq!(reading.await.unwrap(), Ok(200));
+    assert_eq!((closed.receipt.status, closed.receipt.settled), (ReceiptStatus::Closed, price_of(200)));
+}
+
+/// More calls at once than are authorised ahead wait for each other; none is declined.
+#[tokio::test]
+async fn calls_beyond_what_is_authorised_ahead_wait_for_those_before_them() {
+    let market = market(|_| {}).await;
+    let paid = wallet(1_000_000, 1_300).open(&market.session, "shop").await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let connection = paid.connection().clone();
+        calls.spawn(async move { connection.call::<_, ()>(method("slow"), &30u64).await });
+    }
+    while let Some(answer) = calls.join_next().await {
+        assert_eq!(answer.unwrap(), Ok::<(), CallError>(()), "{:?}", paid.failure());
+    }
+    let closed = paid.close().await.unwrap();
+    assert_eq!(closed.receipt.settled, units(6_000));
+    assert!(closed.stats.peak_ahead <= units(1_300), "{:?}", closed.stats);
+}
+
+/// A deposit below the budget that does not reach is said at once, and by name.
+#[tokio::test]
+async fn a_deposit_that_is_too_small_is_declined_while_calls_run() {
+    let market = market(|config| config.suggested_deposit = units(2_500)).await;
+    let paid = wallet(1_000_000, 1_300).open(&market.session, "shop").await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let connection = paid.connection().clone();
+        calls.spawn(async move { connection.call::<_, ()>(method("slow"), &30u64).await });
+    }
+    let answers = async { while calls.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), answers).await.expect("what cannot be paid is told so");
+    assert!(matches!(paid.failure(), Some(WalletError::Declined(_))), "{:?}", paid.failure());
+    assert_eq!(paid.close().await.unwrap().receipt.settled, units(2_500));
+}
