@@ -8,6 +8,7 @@
 #[allow(clippy::unwrap_used)]
 mod hostile_tests;
 mod mailbox;
+mod paid;
 mod payee;
 mod payee_task;
 mod wallet;
@@ -17,6 +18,7 @@ mod wallet_tests;
 mod windows;
 
 pub(crate) use mailbox::{Mailbox, PaymentEvent};
+pub use paid::{ClosedChannel, PaidConnection, PaymentStats};
 pub(crate) use payee::OpenRequest;
 pub use payee::{Payee, PayeeConfig, PayeeError};
-pub use wallet::{ClosedChannel, PaidConnection, PaymentStats, Wallet, WalletConfig, WalletError};
+pub use wallet::{Wallet, WalletConfig, WalletError};
