@@ -17,12 +17,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::Sleep;
+use tollway_protocol::error::Violation;
 use tollway_protocol::frame::Lane;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::session::Event;
 use tollway_protocol::time::Time;
 
-use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received, Stranger};
+use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received};
 use crate::handler::{Handler, ServedBody, respond};
 use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, Services};
 use crate::settle::{PendingCall, Work, settle};
@@ -115,15 +116,19 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         if !self.reading || !self.wants_frames {
             return false;
         }
+        let mut violation = None;
         let lost = match self.reader.poll_recv(cx, &mut self.frames) {
             Poll::Pending => return false,
             Poll::Ready(Ok(Received::Frames | Received::Progress)) => None,
             Poll::Ready(Ok(Received::End)) => Some("the peer closed it without a last word".to_owned()),
             Poll::Ready(Err(ConduitError::Stranger(stranger))) => {
-                self.refuse(stranger);
+                self.writer.start_refusal(stranger);
                 Some(stranger.to_string())
             }
-            Poll::Ready(Err(error)) => Some(error.to_string()),
+            Poll::Ready(Err(error)) => {
+                violation = broken_rule(&error);
+                Some(error.to_string())
+            }
         };
         self.reading = lost.is_none();
         let now = self.shared.now();
@@ -131,6 +136,10 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         state.machine.handle_activity(now);
         for (lane, frame) in self.frames.drain(..) {
             state.machine.handle_frame(now, lane, frame);
+        }
+        // The peer is told which rule it broke; for what follows, the session has ended then.
+        if let Some(violation) = violation {
+            state.machine.handle_violation(violation);
         }
         if let Some(lost) = lost {
             state.machine.handle_conduit_lost(lost);
@@ -140,11 +149,6 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         true
     }
 
-    fn refuse(&mut self, stranger: Stranger) {
-        tracing::info!(peer = %self.serving.peer, %stranger, "refused a stranger");
-        self.writer.start_refusal(stranger);
-    }
-
     /// Takes frames out of the machine and writes them.
     ///
     /// # Errors
@@ -152,33 +156,26 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Wrote, ()> {
         let mut after = Aftermath::default();
         let mut taken = false;
-        let events;
-        if self.writer.buffered() < WRITE_AHEAD {
-            let now = self.shared.now();
-            let mut state = self.shared.lock();
-            let State { machine, streams, .. } = &mut *state;
-            let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
-            if cork && machine.has_only_small_bodies(CORK_BELOW) {
-                self.corked = true;
-                return Ok(Wrote::Corked);
-            }
-            let mut lent = LentStreams { streams, after: &mut after };
-            while self.writer.buffered() < WRITE_AHEAD {
-                let Some(frame) = machine.poll_transmit(now, &mut lent) else { break };
-                self.writer.start_send(frame);
-                taken = true;
-            }
-            events = machine.has_events();
-            (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
-            state.unkick();
-        } else {
-            // Commands make events, too: a peer that does not read keeps none of them back.
-            let mut state = self.shared.lock();
-            let machine = &state.machine;
-            events = machine.has_events();
-            (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
-            state.unkick();
+        let now = self.shared.now();
+        let mut state = self.shared.lock();
+        let State { machine, streams, .. } = &mut *state;
+        let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
+        if cork && machine.has_only_small_bodies(CORK_BELOW) {
+            self.corked = true;
+            return Ok(Wrote::Corked);
         }
+        let mut lent = LentStreams { streams, after: &mut after };
+        while self.writer.buffered() < WRITE_AHEAD {
+            let Some(frame) = machine.poll_transmit(now, &mut lent) else { break };
+            self.writer.start_send(frame);
+            taken = true;
+        }
+        let events = machine.has_events();
+        // Asked also while the conduit takes nothing: a peer that does not read must not be read without end, nor a
+        // deadline that has passed be looked at for ever.
+        (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
+        state.unkick();
+        drop(state);
         self.corked = false;
         after.settle();
         if events {
@@ -231,12 +228,12 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     }
 
     /// Does what must not be done under the lock: wakes, drops, user code.
-    fn finish(&mut self, mut work: Work, cx: &mut Context<'_>) {
-        work.tell(&self.shared);
-        for request in work.opens {
+    fn finish(&mut self, work: Work, cx: &mut Context<'_>) {
+        let (opens, calls) = work.tell(&self.shared);
+        for request in opens {
             tokio::spawn(request.answer());
         }
-        for call in work.calls {
+        for call in calls {
             self.run_handler(call, cx);
         }
         self.send_replies();
@@ -317,6 +314,17 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     }
 }
 
+/// The rule of the protocol that a reader found broken. `[session.frame.length]`
+fn broken_rule(error: &ConduitError) -> Option<Violation> {
+    match error {
+        ConduitError::TooLarge { length, limit } => {
+            Some(Violation::AboveLimit { what: "frame", value: *length as u64, limit: *limit as u64 })
+        }
+        ConduitError::Empty => Some(Violation::EmptyFrame),
+        _ => None,
+    }
+}
+
 impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Future for Driver<R, W> {
     type Output = ();
 
@@ -350,6 +358,8 @@ impl<R, W> Drop for Driver<R, W> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.machine.handle_conduit_lost("the session's task has ended");
-        settle(&self.shared, &self.serving, &mut self.events, state).tell(&self.shared);
+        let work = settle(&self.shared, &self.serving, &mut self.events, state);
+        // What the peer asked for last is not begun any more: dropped, it is nobody's.
+        let _unbegun = work.tell(&self.shared);
     }
 }

@@ -50,17 +50,18 @@ pub(crate) struct ServedBody {
     pub(crate) bytes: usize,
 }
 
-/// Answers a call of the peer's; an answer that is too large becomes an error that says so.
+/// Answers a call of the peer's; an answer that cannot be sent becomes an error that says so.
 pub(crate) fn respond(shared: &Arc<Shared>, body: ServedBody, reply: Reply) {
-    let bytes = reply.payload.len();
-    let result = shared.respond(body, reply);
-    if let Err(CommandError::BodyTooLarge { limit, .. }) = result {
-        tracing::warn!(bytes, limit, "an answer is larger than what the caller receives");
-        let body = ServedBody { bytes: 0, ..body };
-        // Fails only if the connection has ended meanwhile.
-        let _ended = shared.respond(body, Reply::empty(Status::TooLarge));
-    }
-    // Every other error says that nobody waits for the answer any more.
+    let (error, status) = match shared.respond(body, reply) {
+        // Nobody waits for the answer any more.
+        Ok(()) | Err(CommandError::NoCall | CommandError::NoConnection(_) | CommandError::SessionEnded(_)) => return,
+        Err(error @ CommandError::BodyTooLarge { .. }) => (error, Status::TooLarge),
+        Err(error) => (error, Status::HandlerFailed),
+    };
+    tracing::warn!(%error, "a handler's answer cannot be sent");
+    let body = ServedBody { bytes: 0, ..body };
+    // Fails only if the connection has ended meanwhile.
+    let _ended = shared.respond(body, Reply::empty(status));
 }
 
 /// A handler at work. Dropped without an answer (it panicked, or the runtime ends), it answers that it failed.
@@ -87,12 +88,15 @@ impl Handler {
     ) -> Poll<Reply> {
         let first = std::panic::AssertUnwindSafe(|| {
             let mut future = entry.service.call(incoming);
-            let polled = future.as_mut().poll(cx);
-            (future, polled)
+            // One that is done is dropped in here: its drop is user code, too.
+            match future.as_mut().poll(cx) {
+                Poll::Ready(reply) => Ok(reply),
+                Poll::Pending => Err(future),
+            }
         });
         match std::panic::catch_unwind(first) {
-            Ok((_, Poll::Ready(reply))) => Poll::Ready(reply),
-            Ok((future, Poll::Pending)) => {
+            Ok(Ok(reply)) => Poll::Ready(reply),
+            Ok(Err(future)) => {
                 self.future = Some(future);
                 Poll::Pending
             }

@@ -7,6 +7,8 @@ mod driver;
 pub mod escrow;
 pub mod future;
 mod handler;
+#[cfg(test)]
+mod leak_tests;
 pub mod payment;
 pub mod rpc;
 mod server;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tollway_protocol::error::{Reason, code};
+use tollway_protocol::error::{Reason, SessionEnd, code};
 
 use crate::conduit::endpoint::{Endpoint, Scheme};
 use crate::conduit::tcp::TcpListener;
@@ -87,14 +87,19 @@ async fn serve(conduit: crate::conduit::tcp::TcpConduit, config: SessionConfig, 
     let session = match Session::accept(conduit, config).await {
         Ok(session) => session,
         Err(error) => {
-            tracing::info!(%error, "no session");
+            tracing::warn!(%error, "no session");
             return;
         }
     };
     tracing::debug!(peer = %session.peer(), "session opened");
     tokio::select! {
         end = session.closed() => {
-            tracing::debug!(peer = %session.peer(), %end, "session ended");
+            match end {
+                SessionEnd::PeerViolation(_) | SessionEnd::ReportedViolation(_) => {
+                    tracing::warn!(peer = %session.peer(), %end, "session ended");
+                }
+                _ => tracing::debug!(peer = %session.peer(), %end, "session ended"),
+            }
             return;
         }
         _ = stopping.wait_for(|stop| *stop) => {}

@@ -235,6 +235,31 @@ impl Session {
         shared.close_session(reason);
     }
 
+    /// What is in the session's tables.
+    #[cfg(test)]
+    pub(crate) fn tables(&self) -> [(&'static str, usize); 11] {
+        let state = self.inner.shared.lock();
+        [
+            ("connections of the machine", state.machine.connection_count()),
+            ("calls of the machine", state.machine.call_count()),
+            ("streams of the machine", state.machine.stream_count()),
+            ("slots", state.slots.len()),
+            ("calls", state.calls.len()),
+            ("served", state.served.len()),
+            ("streams", state.streams.len()),
+            ("announced", state.announced.len()),
+            ("opens", state.opens.len()),
+            ("connections", state.connections.len()),
+            ("mailboxes", state.mailboxes.len()),
+        ]
+    }
+
+    /// What must go with the last handle.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> std::sync::Weak<Shared> {
+        Arc::downgrade(&self.inner.shared)
+    }
+
     /// Connections that are open, opening or closing.
     pub fn connection_count(&self) -> usize {
         self.inner.shared.lock().machine.connection_count()

@@ -329,13 +329,14 @@ impl Shared {
     }
 
     /// The caller is gone. `call` may be the key of nothing any more.
-    pub(crate) fn cancel_call(&self, call: CallKey, slot: SlotKey) {
+    pub(crate) fn cancel_call(&self, connection: ConnectionId, call: CallKey, slot: SlotKey) {
         let mut state = self.lock();
         let slot = state.slots.remove(slot);
         state.calls.remove(call);
+        state.machine.consume_body(connection, slot.as_ref().map_or(0, CallSlot::untaken));
         state.machine.cancel_call(call);
         Self::unlock_and_kick(state);
-        // One that was not announced has ended with this.
+        // One that was not announced has ended with this, and no event says so.
         self.notice_calls_gone();
         // An answer that nobody took may hold streams, which tell the session when they are dropped.
         drop(slot);

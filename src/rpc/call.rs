@@ -107,6 +107,14 @@ impl CallSlot {
         CallSlot { waker: Some(waker), outcome: None }
     }
 
+    /// Bytes of an answer that nobody took, which are still to go back to the window.
+    pub(crate) fn untaken(&self) -> usize {
+        match &self.outcome {
+            Some(Outcome::Answered(answer)) => answer.payload.len(),
+            _ => 0,
+        }
+    }
+
     /// Leaves the outcome. The first one stands.
     pub(crate) fn settle(&mut self, outcome: Outcome) -> Option<Waker> {
         if self.outcome.is_none() {
@@ -180,7 +188,9 @@ impl<'a> CallFuture<'a> {
                 self.stage = Stage::Done;
                 match outcome {
                     Outcome::Answered(answer) => {
-                        state.machine.consume_body(self.connection, answer.payload.len());
+                        if state.machine.consume_body(self.connection, answer.payload.len()) {
+                            Shared::unlock_and_kick(state);
+                        }
                         Poll::Ready(Ok(answer))
                     }
                     Outcome::Failed => {
@@ -222,7 +232,7 @@ impl Future for CallFuture<'_> {
 impl Drop for CallFuture<'_> {
     fn drop(&mut self) {
         if let Stage::Waiting(call, slot) = self.stage {
-            self.shared.cancel_call(call, slot);
+            self.shared.cancel_call(self.connection, call, slot);
         }
     }
 }

@@ -187,7 +187,15 @@ impl<T: Serialize> Tx<T> {
         scratch[start..PREFIX_ROOM].copy_from_slice(prefix);
         let framed = Bytes::from(scratch).slice(start..);
         let keys = self.announce(slots)?;
-        self.push_with(bytes, |send| send.push_framed(framed, keys))
+        let pushed = self.push_with(bytes, |send| send.push_framed(framed, keys.clone()));
+        if pushed.is_err() && !keys.is_empty() {
+            // Nothing will announce the streams of this item: whoever waits on them is told.
+            let bound = self.core.state.lock().bound.clone();
+            if let Some((shared, key)) = bound {
+                shared.stream_ready(key, false, &keys);
+            }
+        }
+        pushed
     }
 
     /// Creates the streams that an item carries.

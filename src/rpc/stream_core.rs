@@ -245,7 +245,17 @@ impl StreamCore {
             Ending::Reset(_) => return,
         };
         let bound = state.bound.clone();
+        // The receiver never travelled: if it is waited on here, it waits for nothing.
+        let waiting = if bound.is_none() && state.given.is_none() {
+            state.failed.get_or_insert(StreamError::NotSent);
+            state.waker.take()
+        } else {
+            None
+        };
         drop(state);
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
         if let Some((shared, key)) = bound {
             shared.stream_ready(key, ready, &dropped);
         }

@@ -256,7 +256,8 @@ impl Machine {
     }
 
     pub(super) fn send_reject(&mut self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
-        self.control_with(id, &Reject { connection: id, reason: reason.into(), metadata }, terms);
+        // The peer made us say it, whoever says no: one that does not read its rejects is not read.
+        self.answer_with(id, &Reject { connection: id, reason: reason.into(), metadata }, terms);
     }
 
     /// No connection that the peer opens from now on is accepted; those that are open go on.
@@ -508,12 +509,17 @@ impl Machine {
         }
     }
 
-    /// The application is done with `bytes` of bodies, and the peer may send as many more.
-    pub fn consume_body(&mut self, id: ConnectionId, bytes: usize) {
-        let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else { return };
-        if connection.recv_window.consume(bytes, connection.limits.window) {
+    /// The application is done with `bytes` of bodies, and the peer may send as many more. Returns whether there is a
+    /// Window to send that was not before.
+    pub fn consume_body(&mut self, id: ConnectionId, bytes: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
+            return false;
+        };
+        let due = connection.recv_window.consume(bytes, connection.limits.window);
+        if due {
             self.outbox.windows.push_back(id);
         }
+        due
     }
 
     /// Sends a payment message, ahead of all data.

@@ -327,7 +327,11 @@ impl Machine {
 
     /// A frame that the peer made us send.
     fn answer<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H) {
-        let frame = self.frame(connection, header);
+        self.answer_with(connection, header, bytes::Bytes::new());
+    }
+
+    fn answer_with<H: crate::message::Header>(&mut self, connection: ConnectionId, header: &H, payload: bytes::Bytes) {
+        let frame = Transmit { payload, ..self.frame(connection, header) };
         self.outbox.push_control(frame, true);
     }
 }
