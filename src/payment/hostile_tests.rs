@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tollway_protocol::error::{Reason, code};
+use tollway_protocol::error::{ConnectionEnd, Reason, code};
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::ChannelPhase;
@@ -430,6 +430,25 @@ async fn a_takeover_that_succeeds_resumes_the_count_and_settles_once() {
         while !matches!(second.next().await, PaymentMessage::Receipt(_)) {}
         drop(second);
         assert_eq!(world.settled().await, total);
+    })
+    .await;
+}
+
+/// A signature costs the payee a verification and must cost its forger something, too. `[pay.voucher.forged]`
+#[tokio::test]
+async fn a_forged_voucher_counts_for_nothing_and_ends_the_connection() {
+    within(async {
+        let world = world(|_| {});
+        let descriptor = world.deposit(1_000_000).await;
+        let session = world.connect().await;
+        let payer = Raw::open(&world, &session, &descriptor, 1, 0).await.unwrap();
+        let domain = descriptor.voucher_domain();
+        let forged = Voucher::sign(&domain, &key(99), descriptor.id(), units(50_000)).unwrap();
+        let (amount, signature) = (forged.amount, forged.signature);
+        payer.send(&PaymentMessage::Voucher { amount, signature, received: units(0) });
+        let end = payer.connection.closed().await;
+        assert!(matches!(&end, ConnectionEnd::ClosedByPeer(reason) if reason.code == code::PAYMENT_ENDED), "{end}");
+        assert_eq!(world.settled().await, Amount::ZERO);
     })
     .await;
 }

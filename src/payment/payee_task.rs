@@ -235,7 +235,11 @@ impl PayeeTask {
         let refusal = match self.channel.precheck_voucher(&voucher) {
             Ok(Precheck::Again) => None,
             Ok(_) => match VerifiedVoucher::verify(&voucher, &self.domain, &self.verifier) {
-                Err(error) => Some(error.to_string()),
+                // No honest payer signs wrongly, and a look at a signature is dear: the next one costs a new connection.
+                Err(error) => {
+                    self.refuse_message(&error.to_string());
+                    None
+                }
                 Ok(verified) => match self.channel.propose_voucher(&verified) {
                     Err(refusal) => Some(refusal.to_string()),
                     Ok(None) => None,
