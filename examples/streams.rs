@@ -18,7 +18,7 @@ fn method(name: &str) -> MethodId {
 
 /// Says how many items were sent when a receiver was dropped, and what the sender saw.
 struct Numbers {
-    stopped: mpsc::UnboundedSender<(u64, StreamError)>,
+    stopped: mpsc::Sender<(u64, StreamError)>,
 }
 
 /// Sends the squares of what comes.
@@ -56,7 +56,7 @@ impl Service for Numbers {
             Reply::ok(&()).boxed()
         } else if call.method() == method("count") {
             let ((tx, numbers), stopped) = (stream(), self.stopped.clone());
-            tokio::spawn(async move { stopped.send(count(tx).await) });
+            tokio::spawn(async move { stopped.send(count(tx).await).await });
             Reply::ok(&numbers).boxed()
         } else {
             Reply::unknown_method().boxed()
@@ -66,7 +66,7 @@ impl Service for Numbers {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (stopped, mut stops) = mpsc::unbounded_channel();
+    let (stopped, mut stops) = mpsc::channel(1);
     let serving = SessionConfig { services: Services::new().with(Numbers { stopped }), ..SessionConfig::default() };
     let server = Server::bind(&"tcp://127.0.0.1:0".parse()?, serving).await?;
     let endpoint = server.endpoint().clone();
