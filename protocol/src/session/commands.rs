@@ -10,7 +10,7 @@ use super::{CallKey, Event, Machine, MoneyCount, PayeeMoney, PayerMoney, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, code};
 use crate::id::ConnectionId;
 use crate::limits::{ConnectionLimits, HEADER_ALLOWANCE, LimitsError, MAX_SLOTS};
-use crate::message::{Accept, Cancel, Close, Flow, GoAway, Open, Payment, Reject, Reset, Status, Stop};
+use crate::message::{Accept, Cancel, Close, Flow, GoAway, Open, Payment, Reject, Reset, Status};
 use crate::metadata::{Metadata, MetadataTooLarge};
 use crate::payment::{Amount, CallMeter};
 use crate::stream::{Grant, StreamKey};
@@ -479,11 +479,18 @@ impl Machine {
         if entry.flow != Flow::FromPeer {
             return;
         }
-        let connection = entry.connection;
-        match entry.id {
-            Some(stream) => self.control(connection, &Stop { connection, stream, code }),
-            None => entry.stop = Some(code),
+        // The first code stands. One that is not announced is stopped when it is.
+        if entry.stop.is_none() {
+            entry.stop = Some(code);
+            if entry.id.is_some() {
+                self.queue_stop(stream);
+            }
         }
+    }
+
+    pub(super) fn queue_stop(&mut self, stream: StreamKey) {
+        let streams = &self.streams;
+        self.outbox.push_stop(stream, streams.len(), |stream| streams.contains_key(stream));
     }
 
     /// Ends a stream that the application will not see: it was announced in an item that was dropped unread, or by a

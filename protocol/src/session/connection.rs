@@ -256,7 +256,7 @@ pub(super) struct StreamEntry {
     pub(super) scheduled: bool,
     /// A Credit that waits to be sent.
     pub(super) credit: Option<Grant>,
-    /// A Stop for a stream that is not announced yet.
+    /// The code of its Stop: to be sent when the stream is announced, on its way, or said.
     pub(super) stop: Option<u32>,
 }
 

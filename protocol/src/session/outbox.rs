@@ -42,6 +42,8 @@ pub(super) struct Outbox {
     /// Control frames that wait and are answers.
     answers: usize,
     pub(super) payment: VecDeque<(ConnectionId, Transmit)>,
+    /// Streams with a Stop to send, each once. One that the peer ends first needs none any more.
+    stops: VecDeque<StreamKey>,
     /// Streams with a Credit to send, each once.
     pub(super) credits: VecDeque<StreamKey>,
     /// Connections with a Window to send, each once.
@@ -86,9 +88,24 @@ impl Outbox {
         }
     }
 
+    /// Queues a Stop. A peer that announces streams, has them stopped and ends them, and reads none of it, would pile
+    /// them up: once most are of streams that have ended, those are dropped, so that the live ones bound the queue.
+    /// `[session.control.bounded]`
+    pub(super) fn push_stop(&mut self, stream: StreamKey, live: usize, is_live: impl Fn(StreamKey) -> bool) {
+        self.stops.push_back(stream);
+        if self.stops.len() > live.saturating_mul(2).saturating_add(64) {
+            self.stops.retain(|&stream| is_live(stream));
+        }
+    }
+
+    pub(super) fn pop_stop(&mut self) -> Option<StreamKey> {
+        self.stops.pop_front()
+    }
+
     /// Whether connections have data, and nothing goes before it.
     pub(super) fn has_only_bodies(&self) -> bool {
-        !self.ring.is_empty() && self.control.is_empty() && self.payment.is_empty() && self.credits.is_empty()
+        let before = [self.control.is_empty(), self.stops.is_empty(), self.payment.is_empty(), self.credits.is_empty()];
+        !self.ring.is_empty() && before == [true; 4]
     }
 
     pub(super) fn clear(&mut self) {

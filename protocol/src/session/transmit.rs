@@ -55,7 +55,7 @@ impl Machine {
         if let Some(nonce) = self.outbox.pong.take() {
             return Some(self.frame(ConnectionId::ROOT, &Pong { nonce }));
         }
-        if let Some(frame) = self.take_credit() {
+        if let Some(frame) = self.take_stop().or_else(|| self.take_credit()) {
             return Some(frame);
         }
         if let Some((_, payment)) = self.outbox.payment.pop_front() {
@@ -71,6 +71,17 @@ impl Machine {
 
     pub(super) fn frame<H: Header>(&self, connection: ConnectionId, header: &H) -> Transmit {
         Transmit { lane: self.lane(connection), head: encode_head(header), payload: bytes::Bytes::new() }
+    }
+
+    /// Stops of streams that the peer has not ended.
+    fn take_stop(&mut self) -> Option<Transmit> {
+        while let Some(key) = self.outbox.pop_stop() {
+            let Some(entry) = self.streams.get(key) else { continue };
+            if let (connection, Some(stream), Some(code)) = (entry.connection, entry.id, entry.stop) {
+                return Some(self.frame(connection, &Stop { connection, stream, code }));
+            }
+        }
+        None
     }
 
     /// Grants that are due, each with its latest value.
@@ -210,7 +221,7 @@ impl Machine {
             slots.push(Slot { stream, flow: entry.flow });
             match (entry.flow, entry.stop) {
                 (Flow::ToPeer, _) => self.stream_ready(key),
-                (Flow::FromPeer, Some(code)) => self.control(id, &Stop { connection: id, stream, code }),
+                (Flow::FromPeer, Some(_)) => self.queue_stop(key),
                 (Flow::FromPeer, None) if entry.credit.is_some() => self.outbox.credits.push_back(key),
                 (Flow::FromPeer, None) => {}
             }

@@ -214,3 +214,28 @@ proptest! {
         }
     }
 }
+
+/// `[session.control.bounded]`
+#[test]
+fn stops_that_a_peer_makes_needless_do_not_pile_up_unread() {
+    let mut pair = Pair::one_lane();
+    let connection = pair.connect(A);
+    let mut from_a = |header_and_payload: Bytes| pair.peers[B].handle_frame(Time::ZERO, Lane(0), header_and_payload);
+    let slot = |number: u64| Slot { stream: StreamId(number), flow: Flow::ToPeer };
+    let (call, metadata, slots) = (CallId(1), Metadata::new(), vec![slot(1)]);
+    from_a(framed(&Request { connection, call, method: 1, deadline_us: None, metadata, slots }, b""));
+    let stream = pair.requests(B)[0].slots[0].stream;
+    pair.peers[B].stop(stream, 7);
+    // The stream is stopped, so all that its items announce is; and B writes nothing.
+    let mut from_a = |header_and_payload: Bytes| pair.peers[B].handle_frame(Time::ZERO, Lane(0), header_and_payload);
+    for first in (3..60_000).step_by(200) {
+        let numbers = (first..first + 200).step_by(2);
+        let slots = numbers.clone().map(slot).collect();
+        from_a(framed(&Items { connection, stream: StreamId(1), slots }, &[0]));
+        numbers.for_each(|number| from_a(framed(&End { connection, stream: StreamId(number) }, b"")));
+    }
+    assert_eq!(pair.peers[B].session().end(), None);
+    let written = std::iter::from_fn(|| pair.peers[B].poll_transmit(Time::ZERO));
+    let stops = written.filter(|frame| frame.head[0] == Stop::KIND).count();
+    assert_eq!(stops, 1, "only one of the streams has not ended");
+}
