@@ -168,11 +168,14 @@ impl PaidConnection {
     pub async fn close(self) -> Result<ClosedChannel, WalletError> {
         let (order, answer) = oneshot::channel();
         if self.close.send(order).await.is_err() {
-            return Err(self.failure().unwrap_or(WalletError::Ended(self.connection.closed().await)));
+            return Err(self.failure().unwrap_or(WalletError::Timeout("the payment task")));
         }
         let closed = match tokio::time::timeout(2 * CLOSE_TIMEOUT, answer).await {
             Ok(Ok(closed)) => closed,
-            Ok(Err(_ended)) => Err(WalletError::Ended(self.connection.closed().await)),
+            Ok(Err(_ended)) => Err(match self.connection.end() {
+                Some(end) => WalletError::Ended(end.clone()),
+                None => self.failure().unwrap_or(WalletError::Timeout("the payment task")),
+            }),
             Err(_elapsed) => Err(WalletError::Timeout("the payee's final receipt")),
         };
         self.connection.close(Reason::new(code::NONE, "the channel is closed"));
@@ -366,7 +369,8 @@ impl PayerTask {
 
     fn handle_receipt(&mut self, receipt: Receipt) {
         let is_final = matches!(receipt.status, ReceiptStatus::Closed | ReceiptStatus::ClosedForced);
-        if let (true, Some(order)) = (is_final, self.closing.take()) {
+        // A receipt that the settlement is on its way leaves the order waiting for the one that names it.
+        if is_final && let Some(order) = self.closing.take() {
             let count = self.shared.open_money(self.id);
             let state = self.state.lock();
             let stats = stats(&state, count);
