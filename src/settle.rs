@@ -13,6 +13,7 @@ use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{
     CallKey, Event, InboundSlot, IncomingCall as Call, IncomingResponse, MoneyCount, ResponseSpec,
 };
+use tollway_protocol::stream::StreamKey;
 
 use crate::driver::Serving;
 use crate::handler::CancelFlag;
@@ -191,6 +192,18 @@ fn post(state: &mut State, connection: ConnectionId, event: PaymentEvent) {
     }
 }
 
+/// Forgets streams of items that were dropped, and those in the items of these.
+fn forget_unannounced(state: &mut State, work: &mut Work, mut dropped: Vec<StreamKey>) {
+    while let Some(unannounced) = dropped.pop() {
+        state.machine.forget_unannounced(unannounced);
+        if let Some(core) = state.streams.remove(unannounced) {
+            core.fail(StreamError::NotSent, &mut work.after);
+            dropped.extend(core.handle_stopped(code::DROPPED, &mut work.after).1);
+            work.after.bury(Some(core));
+        }
+    }
+}
+
 fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &mut Work) {
     match event {
         Event::StreamItems { stream, run, slots } => {
@@ -217,13 +230,7 @@ fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &m
         Event::StreamStopped { stream, code } => {
             let Some(core) = state.streams.get(stream).cloned() else { return };
             let (ready, dropped) = core.handle_stopped(code, &mut work.after);
-            for unannounced in dropped {
-                state.machine.forget_unannounced(unannounced);
-                if let Some(core) = state.streams.remove(unannounced) {
-                    core.fail(StreamError::NotSent, &mut work.after);
-                    work.after.bury(Some(core));
-                }
-            }
+            forget_unannounced(state, work, dropped);
             if ready {
                 state.machine.stream_ready(stream);
             }
@@ -239,6 +246,9 @@ fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &m
         Event::StreamFailed { stream } => {
             if let Some(core) = state.streams.remove(stream) {
                 core.fail(StreamError::ConnectionEnded, &mut work.after);
+                // Its call may live on, and would wait for streams in items that nobody sends any more.
+                let (_, dropped) = core.handle_stopped(code::DROPPED, &mut work.after);
+                forget_unannounced(state, work, dropped);
                 work.after.bury(Some(core));
             }
         }

@@ -316,6 +316,8 @@ impl Peer {
             }
             &Event::StreamStopped { stream, code } => self.reset(stream, code),
             &Event::StreamFailed { stream } => {
+                // Its call may live on, and would wait for streams in items that nobody sends any more.
+                self.reset(stream, crate::error::code::DROPPED);
                 self.senders.0.remove(stream);
                 let receiver = self.receivers.remove(&stream);
                 // Streams in its unread items may have ended before, with items that nobody will read.

@@ -461,9 +461,11 @@ fn run(seed: u64) {
 #[test]
 fn honest_peers_agree_whatever_they_do() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    // Found once: streams in the items of an answer that was never sent kept its call open.
+    let found = 8641..8642;
     let seeds = match number("TOLLWAY_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("TOLLWAY_SEEDS").unwrap_or(300),
+        Some(seed) => (seed..seed + 1).chain(0..0),
+        None => (0..number("TOLLWAY_SEEDS").unwrap_or(300)).chain(found),
     };
     for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
