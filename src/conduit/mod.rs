@@ -61,17 +61,34 @@ pub enum Lanes {
     PerConnection,
 }
 
-/// The other end of a conduit, as far as the conduit knows it. For people and logs: nothing here is authenticated.
+/// The other end of a conduit, as far as the conduit knows it.
+///
+/// Kind and address are for people and logs, and prove nothing. What the conduit has proved is in
+/// [`identity`](Self::identity).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerInfo {
     kind: &'static str,
     address: String,
+    identity: PeerIdentity,
+    exporter: Option<[u8; 32]>,
 }
 
 impl PeerInfo {
-    /// A peer reached over a `kind` of conduit, such as `"tcp"`, at `address`.
+    /// A peer reached over a `kind` of conduit, such as `"tcp"`, at `address`. Nothing is proved about it.
     pub fn new(kind: &'static str, address: impl Into<String>) -> Self {
-        Self { kind, address: address.into() }
+        Self { kind, address: address.into(), identity: PeerIdentity::Unproved, exporter: None }
+    }
+
+    /// With what the conduit has proved about the peer.
+    #[must_use]
+    pub fn with_identity(self, identity: PeerIdentity) -> Self {
+        Self { identity, ..self }
+    }
+
+    /// With the conduit's exporter value: see [`exporter`](Self::exporter).
+    #[must_use]
+    pub fn with_exporter(self, exporter: [u8; 32]) -> Self {
+        Self { exporter: Some(exporter), ..self }
     }
 
     /// The kind of conduit, such as `"tcp"`.
@@ -83,12 +100,47 @@ impl PeerInfo {
     pub fn address(&self) -> &str {
         &self.address
     }
+
+    /// What the conduit has proved about the peer.
+    pub fn identity(&self) -> &PeerIdentity {
+        &self.identity
+    }
+
+    /// 32 bytes that the two ends of this conduit have in common and nobody else has, such as a keying material
+    /// exporter of TLS 1.3 (RFC 8446, 7.5). Whoever signs them signs for this conduit alone. `None` where the network
+    /// could have put itself in between.
+    pub fn exporter(&self) -> Option<&[u8; 32]> {
+        self.exporter.as_ref()
+    }
 }
 
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.kind, self.address)
     }
+}
+
+/// What a conduit has proved about who is at its other end, before the first frame.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum PeerIdentity {
+    /// Nothing: anybody could be there.
+    #[default]
+    Unproved,
+    /// The peer has the private key of a certificate that the conduit has verified against its trust anchors.
+    Certificate {
+        /// The chain as the peer sent it, each certificate as DER, its own first.
+        chain: Vec<Bytes>,
+    },
+    /// A process on this machine, as its operating system names it.
+    Process {
+        /// The effective user id.
+        uid: u32,
+        /// The effective group id.
+        gid: u32,
+        /// The process id at the time of connecting, where the system tells.
+        pid: Option<i32>,
+    },
 }
 
 /// What one poll of a reader brought.
