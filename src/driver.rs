@@ -249,14 +249,14 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     fn run_handler(&mut self, pending: PendingCall, cx: &mut Context<'_>) {
         let PendingCall { entry, call, incoming, cancelled } = pending;
         let guard = entry.guard(incoming.method());
-        let run_as = if entry.service.allows_inline() { guard.decide() } else { RunAs::Spawned };
+        let run_as = if entry.inline_within.is_some() { guard.decide() } else { RunAs::Spawned };
         let body = ServedBody { call, connection: incoming.connection(), bytes: incoming.payload.len() };
         let mut handler = Handler::new(self.shared.clone(), body, cancelled);
         match run_as {
             RunAs::Inline => {
                 let began = Instant::now();
                 let polled = handler.start_and_poll(&entry, incoming, cx);
-                guard.report(polled.is_ready(), began.elapsed());
+                guard.report(polled.is_ready() && entry.is_short(began.elapsed()));
                 match polled {
                     Poll::Ready(reply) => {
                         handler.disarm();

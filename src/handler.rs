@@ -111,7 +111,7 @@ impl Handler {
             let Some(incoming) = first.take() else { return Poll::Ready(Poll::Pending) };
             let polled = self.start_and_poll(&entry, incoming, cx);
             if let Some(probe) = self.probe.take() {
-                probe.report(polled.is_ready(), began.elapsed());
+                probe.report(polled.is_ready() && entry.is_short(began.elapsed()));
             }
             Poll::Ready(polled)
         })

@@ -11,7 +11,7 @@ mod stream_core;
 
 pub use call::{CallError, Response};
 pub use codec::{DecodeError, EncodeError};
-pub use service::{BoxReply, IncomingCall, MethodId, Reply, Service, Services};
+pub use service::{BoxReply, IncomingCall, MAX_INLINE, MethodId, Reply, Service, Services};
 pub use stream::{Rx, StreamError, Tx, stream};
 
 pub(crate) use call::{CallFuture, CallSlot, Outcome};

@@ -70,10 +70,14 @@ pub trait Service: Send + Sync + 'static {
     /// Starts a call. The future is dropped when the caller cancels; a panic in it is an error of this call alone.
     fn call(&self, call: IncomingCall) -> BoxReply;
 
-    /// Whether short handlers may be polled on the session's own task, which saves a task for each call. A method is
-    /// only polled there once it was measured to be short. A service whose handlers block says no.
-    fn allows_inline(&self) -> bool {
-        true
+    /// How long a handler's first poll may take to count as short. Short handlers are polled on the session's own task,
+    /// which saves a task for each call; a method is only polled there once it was measured to be short. `None` gives
+    /// each call a task of its own: right for handlers that block.
+    ///
+    /// All else on the session waits for a handler that is polled there, so a longer limit is for services whose
+    /// sessions have no other work, or for machines on which everything takes longer. At most [`MAX_INLINE`] counts.
+    fn inline_within(&self) -> Option<Duration> {
+        Some(SHORT)
     }
 }
 
@@ -217,11 +221,18 @@ impl Reply {
 pub(crate) struct ServiceEntry {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) payee: Option<Arc<Payee>>,
+    /// What the service says of [`Service::inline_within`], within bounds.
+    pub(crate) inline_within: Option<Duration>,
     /// By method id, which is a hash already.
     guards: RwLock<FxHashMap<u64, Arc<MethodGuard>>>,
 }
 
 impl ServiceEntry {
+    /// Whether a first poll that took so long was short.
+    pub(crate) fn is_short(&self, took: Duration) -> bool {
+        self.inline_within.is_some_and(|limit| took <= limit)
+    }
+
     pub(crate) fn guard(&self, method: MethodId) -> Arc<MethodGuard> {
         if let Some(guard) = self.guards.read().get(&method.0) {
             return guard.clone();
@@ -267,7 +278,8 @@ impl Services {
 
     fn insert(mut self, service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
         let name = service.name().to_owned();
-        let entry = ServiceEntry { service, payee, guards: Default::default() };
+        let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
+        let entry = ServiceEntry { service, payee, inline_within, guards: Default::default() };
         // Services are listed before they are shared, so this copies nothing as a rule.
         Arc::make_mut(&mut self.by_name).insert(name, Arc::new(entry));
         self
@@ -283,8 +295,10 @@ const MAX_GUARDS: usize = 4_096;
 
 /// Calls of a method for which handlers are spawned after one was found not to be short.
 const SPAWN_AFTER_LONG: u32 = 512;
-/// A first poll within this time is short: about what spawning a task costs on another core.
-pub(crate) const SHORT: Duration = Duration::from_micros(4);
+/// A first poll within this time is short by default: about what spawning a task costs on another core.
+const SHORT: Duration = Duration::from_micros(4);
+/// The most that a service may call short: a session that is held up for so long still answers its peer's pings in time.
+pub const MAX_INLINE: Duration = Duration::from_millis(100);
 
 /// Whether the handlers of one method may be polled on the driver: never blind.
 ///
@@ -330,9 +344,9 @@ impl MethodGuard {
         }
     }
 
-    /// Reports a first poll: done or not, and how long it took.
-    pub(crate) fn report(&self, done: bool, took: Duration) {
-        let next = if done && took <= SHORT { 0 } else { SPAWN_AFTER_LONG };
+    /// Reports a first poll: whether it was the last, too, and short.
+    pub(crate) fn report(&self, short: bool) {
+        let next = if short { 0 } else { SPAWN_AFTER_LONG };
         self.to_spawn.store(next, Ordering::Relaxed);
     }
 }
@@ -345,14 +359,39 @@ mod tests {
     fn a_method_is_never_polled_inline_blind() {
         let guard = MethodGuard::default();
         assert_eq!([guard.decide(), guard.decide()], [RunAs::Probe, RunAs::Spawned], "until the probe reports");
-        guard.report(true, Duration::from_micros(1));
+        guard.report(true);
         assert_eq!(guard.decide(), RunAs::Inline);
-        guard.report(true, Duration::from_micros(5));
+        guard.report(false);
         for _ in 0..SPAWN_AFTER_LONG - 1 {
             assert_eq!(guard.decide(), RunAs::Spawned);
         }
         assert_eq!(guard.decide(), RunAs::Probe);
-        guard.report(false, Duration::from_micros(1));
-        assert_eq!(guard.decide(), RunAs::Spawned, "a handler that waits is not polled inline either");
+        guard.report(false);
+        assert_eq!(guard.decide(), RunAs::Spawned, "what was found to be long is not asked for again at once");
+    }
+
+    #[test]
+    fn a_service_says_what_is_short_within_bounds() {
+        struct Within(Option<Duration>);
+        impl Service for Within {
+            fn name(&self) -> &str {
+                "within"
+            }
+            fn call(&self, _call: IncomingCall) -> BoxReply {
+                Reply::unknown_method().boxed()
+            }
+            fn inline_within(&self) -> Option<Duration> {
+                self.0
+            }
+        }
+        let is_short = |limit, took| {
+            let services = Services::new().with(Within(limit));
+            services.get("within").expect("it was added").is_short(took)
+        };
+        assert!(!is_short(None, Duration::ZERO), "nothing is");
+        let limit = Duration::from_micros(7);
+        assert!(is_short(Some(limit), limit) && !is_short(Some(limit), limit + Duration::from_nanos(1)));
+        assert!(is_short(Some(Duration::MAX), MAX_INLINE));
+        assert!(!is_short(Some(Duration::MAX), MAX_INLINE + Duration::from_nanos(1)), "a session must answer pings");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -59,9 +60,9 @@ impl Service for FileService {
         })
     }
 
-    fn allows_inline(&self) -> bool {
+    fn inline_within(&self) -> Option<Duration> {
         // A fetch waits for the disk.
-        false
+        None
     }
 }
 
