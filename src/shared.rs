@@ -24,7 +24,7 @@ use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
 
 use crate::handler::{CancelFlag, ServedBody};
-use crate::payment::Mailbox;
+use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
 /// One session.
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     call_gone: Notify,
     /// Notified with each connection that is forgotten.
     connection_gone: Notify,
+    /// Paces the credentials that the peer has checked.
+    pub(crate) credentials: CheckGate,
 }
 
 slotmap::new_key_type! {
@@ -145,6 +147,7 @@ impl Shared {
             ended: Notify::new(),
             call_gone: Notify::new(),
             connection_gone: Notify::new(),
+            credentials: CheckGate::new(CREDENTIAL_RATE),
         })
     }
 

@@ -209,7 +209,7 @@ pub(super) fn world(change: impl FnOnce(&mut PayeeConfig)) -> World {
 }
 
 impl World {
-    async fn connect(&self) -> Session {
+    pub(super) async fn connect(&self) -> Session {
         let (ours, theirs) = crate::conduit::memory::pair(64 * 1024);
         let services = Services::new().with_paid(Shop, self.payee.clone());
         let config = SessionConfig { services, ..SessionConfig::default() };
@@ -238,7 +238,7 @@ impl World {
         Escrow::open(&self.faulty.ledger, self.order(order)).await.unwrap().descriptor
     }
 
-    fn earned(&self) -> Amount {
+    pub(super) fn earned(&self) -> Amount {
         self.faulty.ledger.read(|ledger| ledger.balance(key(PAYEE).address(), Address::ZERO))
     }
 
@@ -250,7 +250,7 @@ impl World {
     }
 
     /// Waits until the payee has let go of all channels.
-    async fn settled(&self) -> Amount {
+    pub(super) async fn settled(&self) -> Amount {
         let mut running = self.payee.running.subscribe();
         running.wait_for(|&count| count == 0).await.unwrap();
         self.earned()
@@ -258,19 +258,29 @@ impl World {
 }
 
 /// A payer that says what it likes.
-struct Raw {
-    connection: Connection,
+pub(super) struct Raw {
+    pub(super) connection: Connection,
     mailbox: Arc<Mailbox>,
     descriptor: ChannelDescriptor,
 }
 
 impl Raw {
-    async fn open(
+    pub(super) async fn open(
         world: &World,
         session: &Session,
         descriptor: &ChannelDescriptor,
         epoch: u64,
         received: u128,
+    ) -> Result<Raw, OpenError> {
+        Raw::open_signed(world, session, descriptor, (epoch, received), "shop").await
+    }
+
+    pub(super) async fn open_signed(
+        world: &World,
+        session: &Session,
+        descriptor: &ChannelDescriptor,
+        (epoch, received): (u64, u128),
+        signed_for: &str,
     ) -> Result<Raw, OpenError> {
         let Err(OpenError::PaymentRequired { terms }) = session.open("shop").await else { panic!("it has a price") };
         let draft = CredentialDraft {
@@ -281,7 +291,7 @@ impl Raw {
             proof: Vec::new(),
             voucher: None,
         };
-        let place = Place { service: "shop", exporter: Hash::ZERO };
+        let place = Place { service: signed_for, exporter: Hash::ZERO };
         let credential = draft.sign(&key(PAYER), place).unwrap().encode().unwrap();
         let prices = world.payee.prices.clone();
         let money = PayerMoney { prices, received: units(received), mark: Amount::MAX };
@@ -291,37 +301,37 @@ impl Raw {
         Ok(Raw { connection: opened?.0, mailbox, descriptor: descriptor.clone() })
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.connection.inner().session.shared
     }
 
-    fn send(&self, message: &PaymentMessage) {
+    pub(super) fn send(&self, message: &PaymentMessage) {
         self.shared().send_payment(self.connection.id(), message.encode().into()).unwrap();
     }
 
-    fn pay(&self, amount: u128) {
+    pub(super) fn pay(&self, amount: u128) {
         let domain = self.descriptor.voucher_domain();
         let voucher = Voucher::sign(&domain, &key(PAYER), self.descriptor.id(), units(amount)).unwrap();
         self.send(&PaymentMessage::Voucher { amount: units(amount), signature: voucher.signature, received: units(0) });
     }
 
-    fn close_message(&self, amount: Amount) -> PaymentMessage {
+    pub(super) fn close_message(&self, amount: Amount) -> PaymentMessage {
         let domain = self.descriptor.voucher_domain();
         let voucher = CloseVoucher::sign(&domain, &key(PAYER), self.descriptor.id(), amount).unwrap();
         PaymentMessage::Close { voucher, received: amount }
     }
 
     /// The next message of the payee's.
-    async fn next(&self) -> PaymentMessage {
+    pub(super) async fn next(&self) -> PaymentMessage {
         let letters = self.mailbox.take().await;
         PaymentMessage::decode(letters.messages.front().expect("a message")).unwrap()
     }
 
-    fn received(&self) -> Amount {
+    pub(super) fn received(&self) -> Amount {
         self.connection.money().unwrap().amount
     }
 
-    async fn read(&self, count: u64) -> Result<u64, StreamError> {
+    pub(super) async fn read(&self, count: u64) -> Result<u64, StreamError> {
         read(&self.connection, count).await
     }
 }
@@ -338,7 +348,7 @@ pub(super) async fn read(connection: &Connection, count: u64) -> Result<u64, Str
     Ok(read)
 }
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends in time")
 }
 

@@ -6,11 +6,15 @@
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
+mod flood_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod hostile_tests;
 mod mailbox;
 mod paid;
 mod payee;
 mod payee_task;
+mod verify;
 mod wallet;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -21,4 +25,5 @@ pub(crate) use mailbox::{Mailbox, PaymentEvent};
 pub use paid::{ClosedChannel, PaidConnection, PaymentStats};
 pub(crate) use payee::OpenRequest;
 pub use payee::{Payee, PayeeConfig, PayeeError};
+pub(crate) use verify::{CREDENTIAL_RATE, CheckGate};
 pub use wallet::{Wallet, WalletConfig, WalletError};

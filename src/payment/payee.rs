@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use tollway_protocol::session::PriceTable;
 
 use super::mailbox::{Mailbox, PaymentEvent};
 use super::payee_task::PayeeTask;
+use super::verify::CheckCount;
 use crate::escrow::{Escrow, EscrowChannel, EscrowError};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
@@ -34,8 +36,11 @@ use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
 const CHALLENGE_AGE_MS: u64 = 300_000;
 /// Used challenges that are remembered. One is used for each paid open: 100 a second over their whole age.
 const MAX_USED_CHALLENGES: usize = 32_768;
-/// Credentials that are verified at once in this process. Each costs some 0.2 ms of one core and one look at the escrow.
-const MAX_VERIFYING: usize = 64;
+/// Paid opens that are under way at once in this process. Each holds a credential and waits for store and escrow.
+const MAX_OPENING: usize = 64;
+/// Signature checks a second on one channel, by default: an honest payer signs once for each step of its `max_ahead`,
+/// which is worth 10 ms of a fast stream, and a flood at this rate takes a twentieth of a core.
+const DEFAULT_CHECK_RATE: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 /// How long the escrow is given for an answer.
 pub(super) const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection that is superseded is given to hand its channel over.
@@ -77,6 +82,8 @@ pub struct PayeeConfig {
     /// How often the escrow is asked whether the payer of a live connection withdraws. With `abandon_after` it has to
     /// stay well below the escrow's grace period, or what was delivered is withdrawn before it is claimed.
     pub watch_escrow: Duration,
+    /// The most signatures that are checked on one channel in a second; what comes faster waits, and coalesces.
+    pub check_rate: NonZeroU32,
 }
 
 impl fmt::Debug for PayeeConfig {
@@ -125,6 +132,7 @@ impl PayeeConfig {
             ledger_url: None,
             abandon_after: Duration::from_secs(60),
             watch_escrow: Duration::from_secs(60),
+            check_rate: DEFAULT_CHECK_RATE,
             escrow,
             store,
             prices,
@@ -195,7 +203,8 @@ pub struct Payee {
     /// Challenges are dated from here on: a clock that is set back would bring used ones back.
     born: Instant,
     pub(super) used: Mutex<UsedNonces>,
-    verifying: Semaphore,
+    opening: Semaphore,
+    pub(super) checks: CheckCount,
     owners: Mutex<HashMap<ChannelId, Owner>>,
     /// How many channels are being run or await their settlement.
     pub(super) running: watch::Sender<usize>,
@@ -299,7 +308,8 @@ impl Payee {
             challenge_key: ChallengeKey::new(key),
             born: Instant::now(),
             used: Mutex::new(UsedNonces::new(MAX_USED_CHALLENGES)),
-            verifying: Semaphore::new(MAX_VERIFYING),
+            opening: Semaphore::new(MAX_OPENING),
+            checks: CheckCount::default(),
             owners: Mutex::new(HashMap::new()),
             running: watch::Sender::new(0),
             hurry: watch::Sender::new(false),
@@ -314,6 +324,11 @@ impl Payee {
     /// The terms.
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// How many signatures of payers were checked since the start: the part of a flood that costs something.
+    pub fn checks(&self) -> u64 {
+        self.checks.count()
     }
 
     /// Settles channels whose payer has gone now, and waits until no channel is run any more: for a server that ends.
@@ -348,6 +363,7 @@ impl Payee {
         }
         self.check_descriptor(&credential.descriptor)?;
         let verifier = Verifier::new(credential.descriptor.signer());
+        self.checks.add();
         let place = Place { service, exporter: Hash::ZERO };
         let id = credential.verify_possession(place, &verifier)?;
         Ok((credential, id, verifier))
@@ -494,8 +510,12 @@ impl OpenRequest {
     async fn open(&self) -> Result<(PayeeTask, Running), Refusal> {
         let payee = &self.payee;
         // Closed never: the semaphore lives as long as the payee.
-        let _permit = payee.verifying.acquire().await;
-        let (credential, id, verifier) = payee.check(&self.service, &self.credential)?;
+        let _permit = payee.opening.acquire().await;
+        let (credential, id, verifier) = {
+            // [pay.possession.pace]
+            let _checking = self.shared.credentials.enter().await;
+            payee.check(&self.service, &self.credential)?
+        };
         payee.check_epoch(id, credential.epoch).await?;
         let mut held = payee.look_for_deposit(id).await?;
         payee.use_up(&credential.challenge)?;

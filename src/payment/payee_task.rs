@@ -20,12 +20,13 @@ use tollway_protocol::payment::channel::{
 use tollway_protocol::payment::ledger_messages::{Close, LedgerIdentity, Signed};
 use tollway_protocol::payment::{
     Amount, ChannelDescriptor, ChannelId, CloseVoucher, Hash, NeedVoucher, PaymentChannel, PaymentMessage, Receipt,
-    ReceiptStatus, SignedAmount, SignedReceipt, Verifier, Voucher, VoucherDomain,
+    ReceiptStatus, SignedAmount, SignedReceipt, Verifier, Voucher, VoucherDomain, VoucherError,
 };
 use tollway_protocol::session::{MoneyCount, PayeeMoney};
 
 use super::mailbox::{Letters, Mailbox};
 use super::payee::{Claim, ESCROW_TIMEOUT, Payee};
+use super::verify::CheckGate;
 use crate::escrow::{EscrowError, Settlement};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError};
@@ -57,6 +58,7 @@ pub(super) struct PayeeTask {
     /// When the payer's patience ends.
     patience: Option<Instant>,
     settlement: Option<Settlement>,
+    gate: CheckGate,
 }
 
 /// Why a channel is served no more.
@@ -77,6 +79,7 @@ impl PayeeTask {
         (claim, turn): (Claim, OwnedMutexGuard<()>),
     ) -> Self {
         PayeeTask {
+            gate: CheckGate::new(payee.config.check_rate),
             units_before: channel.units(),
             domain: descriptor.voucher_domain(),
             shared,
@@ -234,7 +237,7 @@ impl PayeeTask {
         let voucher: Voucher = signed.on(self.channel.channel_id());
         let refusal = match self.channel.precheck_voucher(&voucher) {
             Ok(Precheck::Again) => None,
-            Ok(_) => match VerifiedVoucher::verify(&voucher, &self.domain, &self.verifier) {
+            Ok(_) => match self.verify(&voucher).await {
                 // No honest payer signs wrongly, and a look at a signature is dear: the next one costs a new connection.
                 Err(error) => {
                     self.refuse_message(&error.to_string());
@@ -257,6 +260,13 @@ impl PayeeTask {
             self.send(&PaymentMessage::Refused { reason });
         }
         Ok(())
+    }
+
+    /// Looks at the signature when its turn has come. `[pay.voucher.pace]`
+    async fn verify(&self, voucher: &Voucher) -> Result<VerifiedVoucher, VoucherError> {
+        let _checking = self.gate.enter().await;
+        self.payee.checks.add();
+        VerifiedVoucher::verify(voucher, &self.domain, &self.verifier)
     }
 
     /// Leases what is needed, or as far ahead as is due; asks for a voucher if there is too little.
@@ -342,7 +352,13 @@ impl PayeeTask {
     async fn handle_close(&mut self, close: CloseVoucher) -> Result<(), Stop> {
         let id = self.channel.channel_id();
         let verified = match self.channel.precheck_close(id, &close) {
-            Ok(_) => VerifiedClose::verify(id, &close, &self.domain, &self.verifier).map_err(|error| error.to_string()),
+            Ok(_) => match self.verify_close(&close).await {
+                Ok(verified) => Ok(verified),
+                Err(error) => {
+                    self.refuse_message(&error.to_string());
+                    return Ok(());
+                }
+            },
             Err(refusal) => Err(refusal.to_string()),
         };
         let answer = match verified {
@@ -369,6 +385,13 @@ impl PayeeTask {
                 Ok(())
             }
         }
+    }
+
+    /// Looks at the signatures of a close when its turn has come. `[pay.voucher.pace]`
+    async fn verify_close(&self, close: &CloseVoucher) -> Result<VerifiedClose, VoucherError> {
+        let _checking = self.gate.enter().await;
+        self.payee.checks.add();
+        VerifiedClose::verify(self.channel.channel_id(), close, &self.domain, &self.verifier)
     }
 
     /// Ends the session's spending and records its last count, in one step with the look at the open calls: what the
