@@ -454,6 +454,11 @@ impl Shared {
         self.notice_gone();
     }
 
+    /// The work for an open of the peer's has ended.
+    pub(crate) fn finish_open(&self, id: ConnectionId) {
+        self.lock().machine.finish_open(id);
+    }
+
     pub(crate) fn fail_unpaid(&self, id: ConnectionId) {
         let mut state = self.lock();
         state.machine.fail_unpaid(id);

@@ -109,8 +109,8 @@ pub enum Violation {
         /// What was started.
         what: &'static str,
     },
-    /// A credit limit that went down.
-    #[error("{what} limit went back from {from} to {to}")]
+    /// A credit limit that did not rise.
+    #[error("{what} limit did not rise from {from}: it is {to}")]
     CreditWentBack {
         /// Which limit.
         what: &'static str,
@@ -140,6 +140,14 @@ pub enum Violation {
     /// Numbers of a metered connection that leave 128 bits.
     #[error("metered amounts overflow")]
     AmountOverflow,
+    /// More than this side's budget for what only costs it.
+    #[error("too many {what}: the budget of {limit} is used up")]
+    OverBudget {
+        /// What the budget is for.
+        what: &'static str,
+        /// The budget.
+        limit: u64,
+    },
 }
 
 impl Violation {
@@ -150,6 +158,7 @@ impl Violation {
             Violation::UnknownKind { .. } => code::UNKNOWN_KIND,
             Violation::AboveLimit { .. } | Violation::Metadata(_) | Violation::Limits(_) => code::LIMIT,
             Violation::NoCredit { .. } | Violation::CreditWentBack { .. } => code::CREDIT,
+            Violation::OverBudget { .. } => code::ABUSE,
             Violation::ConnectionId { .. }
             | Violation::CallId { .. }
             | Violation::StreamId { .. }
@@ -184,6 +193,8 @@ pub mod code {
     pub const TIMEOUT: u32 = 8;
     /// The side is going away.
     pub const GOING_AWAY: u32 = 9;
+    /// A budget for what only costs this side is used up.
+    pub const ABUSE: u32 = 10;
     /// No service of this name is served here.
     pub const UNKNOWN_SERVICE: u32 = 16;
     /// The service has a price: the Reject carries signed terms, the next Open must carry a credential.

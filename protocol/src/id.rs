@@ -106,6 +106,22 @@ impl IdSequence {
         self.next
     }
 
+    /// How many ids were used.
+    pub const fn used(&self) -> u64 {
+        match self.next {
+            Some(next) => next.saturating_sub(1) >> 1,
+            None => u64::MAX >> 1,
+        }
+    }
+
+    /// How many ids are left.
+    pub const fn left(&self) -> u64 {
+        match self.next {
+            Some(next) => (u64::MAX.saturating_sub(next) >> 1).saturating_add(1),
+            None => 0,
+        }
+    }
+
     /// Uses the next id, or returns `None` if the space is used up.
     pub fn take(&mut self) -> Option<u64> {
         let id = self.next?;
@@ -148,8 +164,10 @@ mod tests {
     #[test]
     fn exhaustion_is_an_answer_and_not_a_wrap() {
         let mut ids = IdSequence::starting_at(u64::MAX);
+        assert_eq!((ids.left(), IdSequence::new(Parity::Even).left()), (1, u64::MAX >> 1));
         assert_eq!(ids.take(), Some(u64::MAX));
         assert_eq!(ids.take(), None);
+        assert_eq!((ids.left(), ids.used()), (0, u64::MAX >> 1));
         assert!(!ids.expect(1));
         assert!(ids.was_used(u64::MAX));
     }

@@ -66,6 +66,60 @@ impl Default for ConnectionLimits {
     }
 }
 
+/// How often something may happen: a burst at once, and a steady rate after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How often at once.
+    pub burst: u32,
+    /// How often a second when the burst is used up.
+    pub per_second: u32,
+}
+
+/// Budgets of a session for what costs a peer little and this side much. They are this side's own business and are not
+/// told to the peer: no honest one comes near them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AbuseLimits {
+    /// Opens and calls that the peer has given up by a Close while this side still works for them. Above it the peer
+    /// is told to go away, above twice as many it is cut off. `[session.work.budget]`
+    pub unfinished_work: u32,
+    /// Opens that are rejected. When the burst is used up the peer is told to go away, when it is used up a second time
+    /// it is cut off. `[session.refusal.budget]`
+    pub refusals: Rate,
+    /// Pings. `[session.ping.budget]`
+    pub pings: Rate,
+    /// Frames of extensions that this side doesn't know. `[session.extension.budget]`
+    pub extensions: Rate,
+    /// Frames for connections that are closing or closed. `[session.late.budget]`
+    pub late_frames: Rate,
+}
+
+impl Default for AbuseLimits {
+    fn default() -> Self {
+        AbuseLimits {
+            // A handler is a task of a few KiB, so tens of MiB at most. A peer that closes eight connections full of
+            // calls at once stays below it, if the handlers notice that they are cancelled.
+            unfinished_work: 8_192,
+            // A refusal costs no more than reading the open does, so a million of them is a second of work; who needs
+            // more than that is a client in a loop.
+            refusals: Rate { burst: 1 << 20, per_second: 16_384 },
+            // Keepalive needs four a minute, and who measures round trips all the time a hundred a second.
+            pings: Rate { burst: 1_024, per_second: 128 },
+            // A newer peer may try its luck with each call for a while before it learns that nobody answers.
+            extensions: Rate { burst: 1 << 16, per_second: 4_096 },
+            // All that a closed connection was granted may be on its way in small frames: 13,000 for each stream with a
+            // window of 1 MiB.
+            late_frames: Rate { burst: 1 << 20, per_second: 1 << 17 },
+        }
+    }
+}
+
+/// Frames for ended calls and streams that a connection may bring at any time, before the bound for each of them.
+pub const LATE_FRAMES: u64 = 1_024;
+
+/// Frames that may come for each call or stream of a connection after it has ended. An honest peer needs five: a Cancel
+/// or a Stop that crosses the end, and the grants of one round trip. `[session.late.bound]`
+pub const LATE_FRAMES_EACH: u64 = 8;
+
 /// Limits that contradict themselves or the session's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

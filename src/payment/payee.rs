@@ -484,6 +484,13 @@ pub(crate) struct OpenRequest {
     pub(crate) limits: ConnectionLimits,
 }
 
+impl Drop for OpenRequest {
+    /// However it ends, by a panic too: the work for this open is done.
+    fn drop(&mut self) {
+        self.shared.finish_open(self.connection);
+    }
+}
+
 impl OpenRequest {
     /// Rejects with a quote or a reason, or accepts and runs the channel to its end.
     pub(crate) async fn answer(self) {

@@ -68,8 +68,9 @@ pub enum CommandError {
     /// Limits that contradict themselves.
     #[error(transparent)]
     Limits(#[from] LimitsError),
-    /// All ids of a space were used.
-    #[error("all ids were used; open a new session")]
+    /// All ids of a space were used: those of a session's connections, or of a connection's calls or streams. What is
+    /// open goes on and may end in order. `[session.id.exhausted]`
+    #[error("all ids are used up; open a new session, or a new connection if it is calls or streams that ran out")]
     IdsExhausted,
 }
 
@@ -174,6 +175,8 @@ impl Machine {
         paid: Option<(Bytes, PayeeMoney)>,
     ) -> Result<(), CommandError> {
         self.check_open()?;
+        // Ended too, if the opener has closed it meanwhile.
+        self.finish_open(id);
         limits.check(&self.config.limits)?;
         metadata.check()?;
         let (receipt, money) = paid.unzip();
@@ -204,6 +207,7 @@ impl Machine {
         terms: Bytes,
     ) -> Result<(), CommandError> {
         self.check_open()?;
+        self.finish_open(id);
         metadata.check()?;
         self.check_payload(&terms)?;
         if self.connections.get(&id).is_none_or(|connection| connection.state != State::Requested) {
@@ -218,7 +222,7 @@ impl Machine {
     /// answers delivered closes after they are.
     pub fn close(&mut self, id: ConnectionId, reason: Reason) {
         match self.connections.get(&id).map(|connection| connection.state) {
-            None | Some(State::Closing) => {}
+            None | Some(State::Closing) => self.finish_open(id),
             Some(State::Requested) => {
                 self.remove_connection(id);
                 self.send_reject(id, reason.clone(), Metadata::new(), Bytes::new());
@@ -258,6 +262,9 @@ impl Machine {
     pub(super) fn send_reject(&mut self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
         // The peer made us say it, whoever says no: one that does not read its rejects is not read.
         self.answer_with(id, &Reject { connection: id, reason: reason.into(), metadata }, terms);
+        if let Err(violation) = self.spend_refusal() {
+            self.handle_violation(violation);
+        }
     }
 
     /// No connection that the peer opens from now on is accepted; those that are open go on.
@@ -278,6 +285,11 @@ impl Machine {
         self.check_open()?;
         let id = spec.connection;
         let connection = self.check_body(id, &spec.payload, &spec.metadata)?;
+        // Refused while every call that waits for its turn still has an id, so that none is lost for the lack of one.
+        let waiting = connection.active.as_deref().map_or(0, |active| active.requests.len());
+        if connection.own_calls.left() <= waiting as u64 {
+            return Err(CommandError::IdsExhausted);
+        }
         let price = match connection.money.as_deref() {
             Some(Money::Payer(payer)) => payer.prices.index(spec.method),
             _ => None,
@@ -290,6 +302,7 @@ impl Machine {
             meter: CallMeter::default(),
             price,
             holds: false,
+            cancelled: false,
         });
         let slots = match self.create_streams(call, spec.slots) {
             Ok(slots) => slots,
@@ -332,7 +345,10 @@ impl Machine {
     /// # Errors
     /// When the call was answered or has ended, or the answer is above the peer's limit: then the call still waits.
     pub fn respond(&mut self, call: CallKey, spec: ResponseSpec<'_>) -> Result<Vec<StreamKey>, CommandError> {
-        let entry = self.calls.get(call).ok_or(CommandError::NoCall)?;
+        let Some(entry) = self.calls.get(call) else {
+            self.finish_call(call);
+            return Err(CommandError::NoCall);
+        };
         if !matches!(entry.state, CallState::Running { .. }) {
             return Err(CommandError::NoCall);
         }
@@ -392,6 +408,10 @@ impl Machine {
         let total = active.own_streams.saturating_add(count);
         if total > limit {
             return Err(CommandError::AtCapacity { what: "open streams", limit: u64::from(limit) });
+        }
+        // As for calls: all that were created and not announced are among these.
+        if connection.own_streams.left() < u64::from(total) {
+            return Err(CommandError::IdsExhausted);
         }
         active.own_streams = total;
         entry.streams = entry.streams.saturating_add(count);

@@ -9,7 +9,7 @@ use super::outbox::{Body, Source};
 use super::{CallKey, LaneMode};
 use crate::error::Violation;
 use crate::id::{CallId, ConnectionId, IdSequence, Parity, StreamId};
-use crate::limits::ConnectionLimits;
+use crate::limits::{ConnectionLimits, LATE_FRAMES, LATE_FRAMES_EACH};
 use crate::message::Flow;
 use crate::payment::CallMeter;
 use crate::stream::{Grant, StreamKey};
@@ -67,6 +67,8 @@ pub(super) struct Connection {
     /// The outbox's round that `deficit` belongs to.
     pub(super) round: u64,
     pub(super) in_ring: bool,
+    /// Frames that came for calls and streams after their end.
+    pub(super) late: u64,
 }
 
 /// Calls, streams and queues of a connection in use.
@@ -154,6 +156,7 @@ impl Connection {
             deficit: 0,
             round: 0,
             in_ring: false,
+            late: 0,
         }
     }
 
@@ -166,6 +169,20 @@ impl Connection {
 
     pub(super) fn active(&mut self) -> &mut Active {
         self.active.get_or_insert_default()
+    }
+
+    /// A frame crossed the end of its call or stream. How many can do so grows with the calls and streams that there
+    /// were, so honest churn at full speed stays within it for ever. `[session.late.bound]`
+    #[cold]
+    pub(super) fn drop_late(&mut self, frame: &'static str) -> Result<(), Violation> {
+        self.late = self.late.saturating_add(1);
+        let all = [&self.own_calls, &self.peer_calls, &self.own_streams, &self.peer_streams];
+        let used = all.iter().fold(0u64, |sum, ids| sum.saturating_add(ids.used()));
+        let limit = LATE_FRAMES.saturating_add(used.saturating_mul(LATE_FRAMES_EACH));
+        if self.late > limit {
+            return Err(Violation::AboveLimit { what: late_name(frame), value: self.late, limit });
+        }
+        Ok(())
     }
 
     /// The peer's call of this id, `None` if it ended before.
@@ -197,6 +214,14 @@ impl Connection {
     }
 }
 
+fn late_name(frame: &'static str) -> &'static str {
+    match frame {
+        "Cancel" => "cancels of calls that have ended",
+        "Stop" => "stops of streams that have ended",
+        _ => "grants for streams that have ended",
+    }
+}
+
 /// Whether `id` is of the half that `sequence` allocates. A used-up sequence has handed out 2^64 − 1 or − 2 last; no
 /// peer gets there, so the question is answered by the next id.
 fn same_half(sequence: &IdSequence, id: u64) -> bool {
@@ -217,6 +242,8 @@ pub(super) struct Call {
     pub(super) price: Option<u32>,
     /// Payee: base units that are held for the call price until the first charge.
     pub(super) holds: bool,
+    /// Theirs: Cancel has come.
+    pub(super) cancelled: bool,
 }
 
 /// Where a call stands. The two directions share nothing but the table.
@@ -282,6 +309,12 @@ pub(super) enum Seen {
 impl PeerIds {
     pub(super) fn new(parity: Parity) -> Self {
         PeerIds { sequence: IdSequence::new(parity), pending: FxHashSet::default() }
+    }
+
+    /// With `next` as the peer's next id; for tests near the end of the space.
+    #[cfg(test)]
+    pub(super) fn starting_at(next: u64) -> Self {
+        PeerIds { sequence: IdSequence::starting_at(next), pending: FxHashSet::default() }
     }
 
     /// The highest id that was seen, zero before the first.

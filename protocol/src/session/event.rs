@@ -118,7 +118,8 @@ pub enum Event {
         counted: Amount,
     },
     /// A call of either direction ended with its connection, or, if its streams were announced, before it was delivered.
-    /// Its handler may still run; nobody waits for it.
+    /// Its handler may still run; nobody waits for it, but it counts as unfinished work until it answers or
+    /// [`finish_call`](super::Machine::finish_call) says that it has ended.
     CallFailed {
         /// The call.
         call: CallKey,

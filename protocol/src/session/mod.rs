@@ -12,9 +12,12 @@
 //! Invariants: ids of each space rise by exactly 2; everything that a peer can make grow has a limit; after a violation
 //! the machine sends ProtocolError once and nothing else.
 
+mod budget;
 mod commands;
 mod connection;
 mod event;
+#[cfg(test)]
+mod exhaustion_tests;
 mod handshake;
 mod money;
 mod outbox;
@@ -39,10 +42,11 @@ pub use transmit::StreamSource;
 use crate::error::SessionEnd;
 use crate::frame::{Lane, Transmit};
 use crate::id::{ConnectionId, IdSequence, Parity};
-use crate::limits::SessionLimits;
+use crate::limits::{AbuseLimits, SessionLimits};
 use crate::metadata::Metadata;
 use crate::stream::StreamKey;
 use crate::time::Time;
+use budget::Budgets;
 use connection::{Call, Connection, PeerIds, StreamEntry};
 use outbox::Outbox;
 use timers::Timers;
@@ -94,6 +98,8 @@ pub struct Config {
     pub ping_interval: Duration,
     /// A ping must bring some byte back within this time. Default 10 s.
     pub pong_timeout: Duration,
+    /// What a peer may waste of this side's.
+    pub abuse: AbuseLimits,
 }
 
 impl Default for Config {
@@ -107,6 +113,7 @@ impl Default for Config {
             open_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(15),
             pong_timeout: Duration::from_secs(10),
+            abuse: AbuseLimits::default(),
         }
     }
 }
@@ -145,6 +152,7 @@ pub struct Machine {
     streams: SlotMap<StreamKey, StreamEntry>,
     outbox: Outbox,
     timers: Timers,
+    budgets: Budgets,
     events: VecDeque<Event>,
     /// Responder: the version that the Hello led to, until the application answers it.
     hello: Option<u16>,
@@ -187,6 +195,7 @@ impl Machine {
         };
         Machine {
             timers: Timers::new(&config, now),
+            budgets: Budgets::new(config.abuse, now),
             peer_ids: PeerIds::new(own.other()),
             own_ids: IdSequence::new(own),
             config,

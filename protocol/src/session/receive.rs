@@ -76,6 +76,7 @@ impl Machine {
             Close::KIND => self.receive_close(lane, decode_header(frame)?),
             Ping::KIND => {
                 let Ping { nonce } = decode_header(frame)?;
+                self.budgets.spend_ping(now)?;
                 self.outbox.pong = Some(nonce);
                 Ok(())
             }
@@ -85,7 +86,7 @@ impl Machine {
             Hello::KIND => self.receive_hello(decode_header(frame)?),
             HelloAck::KIND => self.receive_hello_ack(now, decode_header(frame)?),
             Refuse::KIND => self.receive_refuse(decode_header(frame)?),
-            FIRST_EXTENSION_KIND.. => Ok(()),
+            FIRST_EXTENSION_KIND.. => self.budgets.spend_extension(now),
             kind => Err(Violation::UnknownKind { kind }),
         }
     }
@@ -101,7 +102,9 @@ impl Machine {
                 close if close.connection.is_root() => self.receive_root_close(close),
                 _ => Err(Violation::Unexpected { frame: "Close", state: "the handshake has not ended" }),
             },
-            FIRST_EXTENSION_KIND.. => Ok(()),
+            FIRST_EXTENSION_KIND.. => {
+                Err(Violation::Unexpected { frame: "extension", state: "the handshake has not ended" })
+            }
             _ => Err(Violation::Unexpected { frame: "frame", state: "the handshake has not ended" }),
         }
     }
@@ -160,12 +163,18 @@ impl Machine {
         let state = self.connections.get(&id).map(|connection| connection.state);
         match state {
             Some(State::Open) => Ok(self.connections.get_mut(&id)),
-            Some(State::Closing) => Ok(None),
+            Some(State::Closing) => self.drop_late().map(|()| None),
             // After Open only Close may be sent until the answer. [session.open.silence]
             Some(State::Requested) => Err(Violation::Unexpected { frame, state: "the open is not answered" }),
             Some(State::Opening) => Err(Violation::Unexpected { frame, state: "it has not accepted the open" }),
-            None => self.check_known(id, frame).map(|()| None),
+            None => self.check_known(id, frame).and_then(|()| self.drop_late()).map(|()| None),
         }
+    }
+
+    /// A frame crossed a Close. `[session.close.crossed]`
+    #[cold]
+    fn drop_late(&mut self) -> Result<(), Violation> {
+        self.budgets.spend_late_frame(self.timers.last_received())
     }
 
     fn receive_open(&mut self, lane: Lane, open: Open, credential: Bytes) -> Result<(), Violation> {
@@ -191,6 +200,7 @@ impl Machine {
             None
         };
         if let Some(reason) = refusal {
+            self.spend_refusal()?;
             self.answer(id, &Reject { connection: id, reason: reason.into(), metadata: Metadata::new() });
             return Ok(());
         }
@@ -273,7 +283,11 @@ impl Machine {
         }
         match self.connections.get(&id).map(|connection| connection.state) {
             Some(State::Closing) => self.remove_connection(id),
-            Some(State::Open | State::Requested) => {
+            Some(state @ (State::Open | State::Requested)) => {
+                match state {
+                    State::Requested => self.abandon_open(id)?,
+                    _ => self.abandon_calls(id)?,
+                }
                 self.answer_close(id);
                 self.forget_connection(id, Some(ConnectionEnd::ClosedByPeer(close.reason.into())));
             }
@@ -281,7 +295,7 @@ impl Machine {
                 return Err(Violation::Unexpected { frame: "Close", state: "an open is answered by Accept or Reject" });
             }
             // Listed race: both sides closed, or the close crossed our reject.
-            None => self.check_known(id, "Close")?,
+            None => self.check_known(id, "Close").and_then(|()| self.drop_late())?,
         }
         Ok(())
     }
@@ -360,8 +374,12 @@ impl Machine {
     fn receive_stop(&mut self, lane: Lane, stop: &Stop) -> Result<(), Violation> {
         let Some(connection) = self.live(lane, stop.connection, Stop::NAME)? else { return Ok(()) };
         // Listed race: the stop crossed the end.
-        let Some(stream) = connection.stream(stop.stream, Stop::NAME)? else { return Ok(()) };
+        let Some(stream) = connection.stream(stop.stream, Stop::NAME)? else { return connection.drop_late(Stop::NAME) };
         self.check_flow(stream, Flow::ToPeer, stop.stream, Stop::NAME)?;
+        // [stream.stop.once]
+        if self.streams.get_mut(stream).is_some_and(|entry| entry.stop.replace(stop.code).is_some()) {
+            return Err(Violation::Unexpected { frame: Stop::NAME, state: "it is said once" });
+        }
         self.events.push_back(Event::StreamStopped { stream, code: stop.code });
         Ok(())
     }
@@ -369,7 +387,9 @@ impl Machine {
     fn receive_credit(&mut self, lane: Lane, credit: &Credit) -> Result<(), Violation> {
         let Some(connection) = self.live(lane, credit.connection, Credit::NAME)? else { return Ok(()) };
         // Listed race: the credit crossed the end.
-        let Some(stream) = connection.stream(credit.stream, Credit::NAME)? else { return Ok(()) };
+        let Some(stream) = connection.stream(credit.stream, Credit::NAME)? else {
+            return connection.drop_late(Credit::NAME);
+        };
         self.check_flow(stream, Flow::ToPeer, credit.stream, Credit::NAME)?;
         let Credit { limit, consumed, .. } = *credit;
         self.events.push_back(Event::StreamCredit { stream, limit, consumed });
@@ -380,7 +400,8 @@ impl Machine {
         let id = window.connection;
         let Some(connection) = self.live(lane, id, Window::NAME)? else { return Ok(()) };
         let from = connection.send_window.limit;
-        if window.limit < from {
+        // [call.window.monotonic]
+        if window.limit <= from {
             return Err(Violation::CreditWentBack { what: "body window", from, to: window.limit });
         }
         connection.send_window.limit = window.limit;

@@ -49,6 +49,7 @@ impl Machine {
             meter: CallMeter::default(),
             price,
             holds: false,
+            cancelled: false,
         });
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.active().served.insert(request.call, call);
@@ -172,8 +173,15 @@ impl Machine {
     pub(super) fn receive_cancel(&mut self, lane: Lane, cancel: &Cancel) -> Result<(), Violation> {
         let Some(connection) = self.live(lane, cancel.connection, Cancel::NAME)? else { return Ok(()) };
         // Listed race: the cancel crossed the answer.
-        let Some(call) = connection.served(cancel.call, Cancel::NAME)? else { return Ok(()) };
-        if let Some(Money::Payee(payee)) = connection.money.as_deref_mut()
+        let Some(call) = connection.served(cancel.call, Cancel::NAME)? else {
+            return connection.drop_late(Cancel::NAME);
+        };
+        // [call.cancel.once]
+        if self.calls.get_mut(call).is_some_and(|call| core::mem::replace(&mut call.cancelled, true)) {
+            return Err(Violation::Unexpected { frame: Cancel::NAME, state: "it is said once" });
+        }
+        let money = self.connections.get_mut(&cancel.connection).and_then(|live| live.money.as_deref_mut());
+        if let Some(Money::Payee(payee)) = money
             && let Some(at) = payee.calls.iter().position(|waiting| waiting.call == call)
         {
             // No handler has seen it, so nothing is charged.

@@ -45,6 +45,11 @@ impl Timers {
         }
     }
 
+    /// When the last byte came: the time of what is being taken in.
+    pub(super) const fn last_received(&self) -> Time {
+        self.last_received
+    }
+
     pub(super) const fn rtt(&self) -> Option<Duration> {
         self.rtt
     }

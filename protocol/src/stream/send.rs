@@ -218,9 +218,9 @@ impl SendStream {
     /// Takes in the receiver's Credit.
     ///
     /// # Errors
-    /// When the limit went down. `[stream.credit.monotonic]`
+    /// When the limit does not rise. `[stream.credit.monotonic]`
     pub fn handle_credit(&mut self, limit: u64) -> Result<bool, Violation> {
-        if limit < self.limit {
+        if limit <= self.limit {
             return Err(Violation::CreditWentBack { what: "stream credit", from: self.limit, to: limit });
         }
         self.limit = limit;

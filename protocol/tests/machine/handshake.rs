@@ -5,7 +5,7 @@ use std::time::Duration;
 use tollway_protocol::error::{Reason, SessionEnd, Violation, code};
 use tollway_protocol::frame::Lane;
 use tollway_protocol::id::{ConnectionId, Parity};
-use tollway_protocol::limits::SessionLimits;
+use tollway_protocol::limits::{AbuseLimits, Rate, SessionLimits};
 use tollway_protocol::message::{Hello, HelloAck, Ping, Pong};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{Config, Event, LaneMode, Machine};
@@ -127,7 +127,8 @@ fn any_received_byte_is_life() {
 /// `[session.ping.one-slot]`
 #[test]
 fn a_flood_of_pings_costs_one_answer() {
-    let mut pair = Pair::one_lane();
+    let abuse = AbuseLimits { pings: Rate { burst: 20_000, per_second: 0 }, ..Default::default() };
+    let mut pair = Pair::open(Config::default(), Config { abuse, ..Config::default() }, 1);
     for nonce in 0..10_000 {
         pair.peers[B].handle_frame(pair.now, Lane(0), framed(&Ping { nonce }, b""));
     }

@@ -1,6 +1,7 @@
 //! The session machine and the streams, as two peers back to back and against a hostile peer.
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod calls;
 mod connections;
 mod handshake;

@@ -136,13 +136,20 @@ fn an_item_without_credit_is_a_violation_and_empty_items_cost_credit() {
 
 /// `[stream.credit.monotonic]`
 #[test]
-fn a_credit_that_goes_back_is_a_violation() {
-    let mut pair = Pair::one_lane();
-    let Both { connection, .. } = both_ways(&mut pair, ConnectionLimits::default());
-    let credit = Credit { connection, stream: StreamId(1), limit: 5, consumed: 0 };
-    pair.peers[A].handle_frame(pair.now, Lane(0), framed(&credit, b""));
-    let end = pair.peers[A].session().end();
-    assert!(matches!(end, Some(SessionEnd::PeerViolation(Violation::CreditWentBack { .. }))), "{end:?}");
+fn a_credit_that_does_not_rise_is_a_violation() {
+    let window = u64::from(ConnectionLimits::default().stream_window);
+    for (limit, refused) in [(window - 1, true), (window, true), (window + 1, false)] {
+        let mut pair = Pair::one_lane();
+        let Both { connection, .. } = both_ways(&mut pair, ConnectionLimits::default());
+        let credit = Credit { connection, stream: StreamId(1), limit, consumed: 0 };
+        pair.peers[A].handle_frame(pair.now, Lane(0), framed(&credit, b""));
+        let end = pair.peers[A].session().end();
+        assert_eq!(
+            matches!(end, Some(SessionEnd::PeerViolation(Violation::CreditWentBack { .. }))),
+            refused,
+            "{end:?}"
+        );
+    }
 }
 
 /// `[stream.stop.answer]`
