@@ -3,12 +3,17 @@
 mod client;
 pub mod conduit;
 mod connection;
+#[cfg(feature = "redb")]
+pub mod disk;
 mod driver;
 pub mod escrow;
+mod failpoint;
 pub mod future;
 mod handler;
 #[cfg(test)]
 mod leak_tests;
+#[cfg(feature = "redb")]
+pub mod maintenance;
 pub mod payment;
 pub mod rpc;
 mod server;

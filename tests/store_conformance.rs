@@ -406,3 +406,9 @@ macro_rules! conformance {
 }
 
 conformance!(memory, MemoryStore::new());
+#[cfg(feature = "redb")]
+conformance!(redb_file, {
+    // On a real file system, so that it is the system's fsync that commits are grouped around.
+    let file = tempfile::tempfile().unwrap();
+    tollway::store::RedbStore::on(redb::backends::FileBackend::new(file).unwrap()).unwrap()
+});

@@ -11,6 +11,7 @@ mod keys;
 mod ledger;
 mod output;
 mod serve;
+mod store;
 mod units;
 mod voucher;
 
@@ -63,6 +64,9 @@ enum Command {
     Fetch(fetch::Arguments),
     /// Run ledger, payee and payer on this machine, and check every sum.
     Demo(demo::Arguments),
+    /// Look after the file of a payee, a payer or a ledger.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Work with vouchers that are written down.
     #[command(subcommand)]
     Voucher(VoucherCommand),
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => in_runtime(|i| serve::run(arguments, i)),
         Command::Fetch(arguments) => in_runtime(|i| fetch::run(arguments, i)),
         Command::Demo(arguments) => in_runtime(|i| demo::run(arguments, i)),
+        Command::Store(command) => store::run(command),
         Command::Voucher(VoucherCommand::Check { file }) => {
             voucher::check(&file, &mut std::io::stdout().lock()).map_err(Failure::from)
         }

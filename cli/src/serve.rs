@@ -11,7 +11,7 @@ use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{Escrow, LedgerClient, LedgerService};
 use tollway::payment::{Payee, PayeeConfig};
 use tollway::rpc::Services;
-use tollway::store::MemoryStore;
+use tollway::store::{ChannelStore, MemoryStore, RedbStore};
 use tollway::{Server, SessionConfig};
 use tollway_protocol::payment::{Address, Rate};
 
@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::files::{self, FileService, Shelf};
 use crate::interrupt::Interrupts;
 use crate::ledger::dev_ledger;
+use crate::store::StoreError;
 use crate::units::{FilePrice, Place};
 use crate::{keys, output};
 
@@ -50,6 +51,10 @@ pub(crate) struct Arguments {
     /// Serve a ledger for trying out beside the files: in memory, and with credit for everybody.
     #[arg(long)]
     dev_ledger: bool,
+    /// Where channels are kept, so that they survive this process; made if it is not there. Without it they are in memory
+    /// and are closed at the end.
+    #[arg(long, value_name = "FILE", conflicts_with = "dev_ledger")]
+    store: Option<PathBuf>,
     /// How payers reach this server, if not by the address that it listens on.
     #[arg(long, value_name = "URL")]
     advertise: Option<Place>,
@@ -157,7 +162,10 @@ async fn sell(
         }
         None => return Err(ServeError::NoLedger.into()),
     };
-    let store = Arc::new(MemoryStore::new());
+    let store: Arc<dyn ChannelStore> = match &arguments.store {
+        Some(path) => Arc::new(RedbStore::open(path).map_err(StoreError::at(path))?),
+        None => Arc::new(MemoryStore::new()),
+    };
     let mut config = PayeeConfig::new(key, escrow, store, files::SERVICE, files::prices(rate));
     config.ledger_url = Some(url.to_string());
     Ok((services, Payee::new(config)?, url))

@@ -3,7 +3,7 @@
 //! A store is a map from channel id to [`ChannelRecord`] with compare-and-set. There is one record and one write for all
 //! that must agree (voucher, spending, owner epoch, phase), so that no two places can drift. The channel machine plans,
 //! [`apply()`] writes, the machine commits. All stores share [`check_update`], so they refuse the same things, and all pass
-//! `tests/store_conformance.rs`.
+//! `tests/store_conformance.rs`. [`MemoryStore`] ends with the process; `RedbStore`, behind the feature `redb`, does not.
 //!
 //! ```text
 //!            update(None)          update(Some(version))
@@ -15,11 +15,17 @@
 mod apply;
 mod memory;
 mod record;
+#[cfg(feature = "redb")]
+mod redb;
 mod watch;
 
 pub use apply::{ApplyError, MAX_APPLY_ATTEMPTS, apply};
 pub use memory::MemoryStore;
 pub use record::{ChannelRecord, RecordError};
+#[cfg(feature = "redb")]
+pub use redb::RedbStore;
+#[cfg(feature = "redb")]
+pub(crate) use redb::verify_file;
 pub use watch::{ChannelWatch, WatchClosed, Watchers};
 
 use tollway_protocol::payment::ChannelId;
@@ -97,6 +103,12 @@ pub trait ChannelStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Backend`].
     fn list(&self, after: Option<ChannelId>, limit: usize) -> BoxFuture<'_, Result<Vec<ChannelId>, StoreError>>;
+
+    /// Whether what is stored is there after the process has ended. If it is not, channels are closed before a payee
+    /// stops; if it is, they stay open for payers that come back.
+    fn survives_restart(&self) -> bool {
+        false
+    }
 }
 
 /// What every store checks before it writes, inside the transaction that writes: the version, the record in itself,
