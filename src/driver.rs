@@ -23,6 +23,7 @@ use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::session::Event;
 use tollway_protocol::time::Time;
 
+use crate::admission::Admission;
 use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received};
 use crate::handler::{Handler, ServedBody, respond};
 use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, Services};
@@ -45,6 +46,8 @@ pub(crate) struct Serving {
     pub(crate) peer: Arc<PeerInfo>,
     /// Bytes of the largest frame that this side takes, from the handshake on.
     pub(crate) max_frame: usize,
+    /// Who decides about a peer that says hello; without it everybody is welcome.
+    pub(crate) admission: Option<Arc<Admission>>,
 }
 
 pub(crate) struct Driver<R, W> {
@@ -228,7 +231,10 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     }
 
     /// Does what must not be done under the lock: wakes, drops, user code.
-    fn finish(&mut self, work: Work, cx: &mut Context<'_>) {
+    fn finish(&mut self, mut work: Work, cx: &mut Context<'_>) {
+        if let (Some(admission), Some(metadata)) = (&self.serving.admission, work.greeting.take()) {
+            tokio::spawn(admission.clone().admit(self.shared.clone(), metadata));
+        }
         let (opens, calls) = work.tell(&self.shared);
         for request in opens {
             tokio::spawn(request.answer());

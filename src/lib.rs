@@ -1,5 +1,6 @@
 //! Tollway: a runtime for metered RPC.
 
+mod admission;
 mod client;
 pub mod conduit;
 mod connection;
@@ -24,7 +25,7 @@ pub mod store;
 
 pub use client::{ConnectError, connect};
 pub use connection::Connection;
-pub use server::Server;
+pub use server::{Server, ServerConfig, ServerHandle, Stopped};
 pub use session::{OpenError, Session, SessionConfig, SessionError};
 pub use tollway_protocol as protocol;
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle};
 use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{CommandError, Config, LaneMode, Machine, PayerMoney, Role};
 
+use crate::admission::Admission;
 use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
 use crate::connection::Connection;
 use crate::driver::{Driver, Serving};
@@ -115,6 +117,21 @@ impl Session {
         C::Reader: FrameReader + Unpin,
         C::Writer: FrameWriter + Unpin,
     {
+        let (opened, _driver) = Session::begin(conduit, config, role, None).opened().await;
+        opened
+    }
+
+    /// Starts the session's task. `admission` decides about a peer that says hello; without it everybody is welcome.
+    pub(crate) fn begin<C: Conduit>(
+        conduit: C,
+        config: SessionConfig,
+        role: Role,
+        admission: Option<Arc<Admission>>,
+    ) -> Beginning
+    where
+        C::Reader: FrameReader + Unpin,
+        C::Writer: FrameWriter + Unpin,
+    {
         let peer = Arc::new(conduit.peer());
         let mut protocol = config.protocol;
         protocol.lanes = match conduit.lanes() {
@@ -131,18 +148,10 @@ impl Session {
             opened,
         );
         let limits = config.connection_limits;
-        let serving = Serving { services: config.services, limits, peer: peer.clone(), max_frame };
+        let serving = Serving { services: config.services, limits, peer: peer.clone(), max_frame, admission };
         let (reader, writer) = conduit.split();
-        tokio::spawn(Driver::new(shared.clone(), serving, reader, writer));
-        // Made before the answer is awaited: a dropped future closes the session like a dropped handle.
-        let mut inner = SessionInner { shared, peer, metadata: Metadata::new(), limits };
-        match answer.await {
-            Ok(metadata) => {
-                inner.metadata = metadata;
-                Ok(Session { inner: Arc::new(inner) })
-            }
-            Err(_ended) => Err(SessionError { peer: inner.peer.to_string(), end: inner.shared.closed().await }),
-        }
+        let driver = tokio::spawn(Driver::new(shared.clone(), serving, reader, writer));
+        Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver }
     }
 
     /// The other end of the conduit.
@@ -263,6 +272,34 @@ impl Session {
     /// Connections that are open, opening or closing.
     pub fn connection_count(&self) -> usize {
         self.inner.shared.lock().machine.connection_count()
+    }
+}
+
+/// A session whose handshake has not ended. Dropped, it closes like a session of which the last handle is dropped.
+pub(crate) struct Beginning {
+    inner: SessionInner,
+    answer: oneshot::Receiver<Metadata>,
+    driver: JoinHandle<()>,
+}
+
+impl Beginning {
+    /// Ends the session's task at once when it is aborted, with its conduit and without a last word.
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        self.driver.abort_handle()
+    }
+
+    /// Waits for the end of the handshake. The second value is the session's task, which ends when the last words are
+    /// said.
+    pub(crate) async fn opened(self) -> (Result<Session, SessionError>, JoinHandle<()>) {
+        let Beginning { mut inner, answer, driver } = self;
+        let opened = match answer.await {
+            Ok(metadata) => {
+                inner.metadata = metadata;
+                Ok(Session { inner: Arc::new(inner) })
+            }
+            Err(_ended) => Err(SessionError { peer: inner.peer.to_string(), end: inner.shared.closed().await }),
+        };
+        (opened, driver)
     }
 }
 

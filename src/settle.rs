@@ -48,6 +48,8 @@ pub(crate) struct Work {
     /// Connections were forgotten.
     connections_gone: bool,
     session_end: Option<SessionEnd>,
+    /// The metadata of a hello about which the session's admission decides.
+    pub(crate) greeting: Option<Metadata>,
 }
 
 impl Work {
@@ -100,8 +102,16 @@ pub(crate) fn settle(
 /// Settles one event under the session's lock.
 fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, event: Event, work: &mut Work) {
     match event {
-        Event::SessionRequested { .. } => state.machine.accept_session(Metadata::new()),
+        Event::SessionRequested { metadata } => {
+            match serving.admission {
+                Some(_) => work.greeting = Some(metadata.clone()),
+                None => state.machine.accept_session(Metadata::new()),
+            }
+            state.hello = Some(metadata);
+        }
         Event::SessionOpened { metadata, .. } => {
+            // The responder has the peer's metadata from its hello.
+            let metadata = state.hello.take().unwrap_or(metadata);
             work.opened = state.opened.take().map(|opened| (opened, metadata));
         }
         Event::SessionEnded(end) => {

@@ -65,6 +65,8 @@ pub(crate) struct State {
     pub(crate) mailboxes: FxHashMap<ConnectionId, Arc<Mailbox>>,
     /// Answers [`Event::SessionOpened`] to whoever waits for the handshake.
     pub(crate) opened: Option<oneshot::Sender<Metadata>>,
+    /// Responder: the metadata of the peer's hello, until the session is open.
+    pub(crate) hello: Option<Metadata>,
     driver: Option<Waker>,
     /// Something was put into the outbox since the driver looked.
     kicked: bool,
@@ -137,6 +139,7 @@ impl Shared {
             connections: FxHashMap::default(),
             mailboxes: FxHashMap::default(),
             opened: Some(opened),
+            hello: None,
             driver: None,
             kicked: false,
         };
@@ -202,6 +205,20 @@ impl Shared {
             }
             ended.await;
         }
+    }
+
+    // ---- the handshake
+
+    pub(crate) fn accept_session(&self, metadata: Metadata) {
+        let mut state = self.lock();
+        state.machine.accept_session(metadata);
+        Self::unlock_and_kick(state);
+    }
+
+    pub(crate) fn refuse_session(&self, reason: Reason) {
+        let mut state = self.lock();
+        state.machine.refuse_session(reason);
+        Self::unlock_and_kick(state);
     }
 
     // ---- connections

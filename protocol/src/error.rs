@@ -205,7 +205,7 @@ pub mod code {
     pub const STALE_EPOCH: u32 = 19;
     /// The channel of this connection was closed, or cannot pay.
     pub const PAYMENT_ENDED: u32 = 20;
-    /// Too many connections or opens.
+    /// Too many sessions, connections or opens.
     pub const AT_CAPACITY: u32 = 21;
     /// The opener gave up before the answer.
     pub const ABANDONED: u32 = 22;

@@ -29,6 +29,7 @@ pub use tollway_protocol::frame::{HANDSHAKE_MAX_FRAME, Lane, Stranger, Transmit}
 
 pub mod endpoint;
 pub mod framed;
+pub mod listen;
 pub mod memory;
 pub mod tcp;
 

@@ -1,14 +1,14 @@
 //! TCP: [`TcpConduit`] and the [`TcpListener`] that yields them.
 
-use std::future::Future;
+use std::future::{Ready, ready};
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
 use super::framed::{Framed, FramedReader, FramedWriter};
+use super::listen::{Listener, accept_from};
 use super::{Conduit, Lanes, PeerInfo};
 
 /// A conduit over one TCP connection. One lane.
@@ -90,75 +90,21 @@ impl TcpListener {
     /// # Cancel safety
     /// Dropping the future loses no connection.
     pub async fn accept(&self) -> TcpConduit {
-        accept_from(|| async {
-            let (stream, _) = self.listener.accept().await?;
-            // A peer that is gone already is the same as one that was aborted in the backlog.
-            TcpConduit::new(stream).map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))
-        })
-        .await
+        accept_from(|| self.try_accept()).await
+    }
+
+    async fn try_accept(&self) -> io::Result<TcpConduit> {
+        let (stream, _) = self.listener.accept().await?;
+        // A peer that is gone already is the same as one that was aborted in the backlog.
+        TcpConduit::new(stream).map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))
     }
 }
 
-/// The first pause after an error that is not the connection's own; it doubles with each error that follows.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
+impl Listener for TcpListener {
+    type Conduit = TcpConduit;
+    type Pending = Ready<io::Result<TcpConduit>>;
 
-/// The longest pause: descriptors that become free are used within a second.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-async fn accept_from<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> T {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match accept().await {
-            Ok(conduit) => return conduit,
-            Err(error) if is_of_one_connection(&error) => {
-                tracing::debug!(%error, "a connection was lost before accept")
-            }
-            Err(error) => {
-                tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot accept: trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        }
-    }
-}
-
-/// Errors of a connection that was still in the backlog: the next one may be fine, so there is nothing to wait for.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    /// EMFILE on Linux and macOS.
-    const TOO_MANY_FILES: i32 = 24;
-
-    #[tokio::test(start_paused = true)]
-    async fn accept_survives_every_error_and_backs_off_up_to_a_second() {
-        let began = Instant::now();
-        let mut errors = vec![TOO_MANY_FILES; 12].into_iter();
-        let next = || std::future::ready(errors.next().map_or(Ok(7), |code| Err(io::Error::from_raw_os_error(code))));
-        assert_eq!(accept_from(next).await, 7);
-        // 5 + 10 + … + 640 ms, then four times a second.
-        assert_eq!(began.elapsed(), Duration::from_millis(5 * 255 + 4 * 1000));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_lost_in_the_backlog_delays_nobody() {
-        let began = Instant::now();
-        let mut errors = vec![io::ErrorKind::ConnectionAborted; 1000].into_iter();
-        let next = || std::future::ready(errors.next().map_or(Ok(()), |kind| Err(kind.into())));
-        accept_from(next).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
+    async fn next(&self) -> io::Result<Self::Pending> {
+        Ok(ready(Ok(self.try_accept().await?)))
     }
 }

@@ -9,7 +9,7 @@ use tollway_protocol::limits::SessionLimits;
 use tollway_protocol::message::{Hello, encode_head};
 use tollway_protocol::metadata::Metadata;
 
-use crate::support::{PATIENCE, Shop, tollway};
+use crate::support::{PATIENCE, Running, Shop, tollway};
 
 /// Sends bytes and returns what comes back until the payee hangs up.
 #[track_caller]
@@ -69,4 +69,32 @@ fn strangers_are_refused_and_the_payee_goes_on() {
     tollway(&shop.paid_fetch("a", 100_000)).success();
     assert_eq!(shop.got(), bytes);
     drop(silent);
+}
+
+/// Nobody closes the descriptors that a crowd holds, so the payee runs out of them; it goes on when the crowd is gone.
+#[cfg(unix)]
+#[test]
+fn a_payee_without_file_descriptors_goes_on_when_there_are_some_again() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), b"what was asked for").unwrap();
+    let serve = format!(
+        "ulimit -n 32 && exec '{}' serve --listen tcp://127.0.0.1:0 --dir '{}' --price 0 --json",
+        env!("CARGO_BIN_EXE_tollway"),
+        folder.path().display()
+    );
+    let mut shop = Running::start_with("sh", &["-c", &serve]);
+    let ready: serde_json::Value = serde_json::from_str(&shop.line()).unwrap();
+    let url = ready["url"].as_str().unwrap();
+    let address = url.strip_prefix("tcp://").unwrap();
+    // The system accepts them all; the payee can open two dozen.
+    let crowd: Vec<TcpStream> = (0..64).map(|_| TcpStream::connect(address).unwrap()).collect();
+    // The last of them would be told what this port speaks, if there were a descriptor for it.
+    let mut last = crowd.last().unwrap();
+    last.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    last.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    assert!(last.read(&mut [0; 1]).is_err(), "the payee has a descriptor for everybody: this shows nothing");
+    drop(crowd);
+    let copy = folder.path().join("copy");
+    tollway(&["fetch", &format!("{url}/a"), "-o", copy.to_str().unwrap()]).success();
+    assert_eq!(std::fs::read(copy).unwrap(), b"what was asked for");
 }

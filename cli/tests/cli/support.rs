@@ -52,7 +52,12 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(arguments: &[impl AsRef<OsStr>]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollway"));
+        Running::start_with(env!("CARGO_BIN_EXE_tollway"), arguments)
+    }
+
+    /// Starts another program, such as a shell that sets limits and becomes the command.
+    pub(crate) fn start_with(program: &str, arguments: &[impl AsRef<OsStr>]) -> Self {
+        let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
