@@ -23,7 +23,7 @@ mod settle;
 mod shared;
 pub mod store;
 
-pub use client::{ConnectError, connect};
+pub use client::{ConnectError, connect, connect_with};
 pub use connection::Connection;
 pub use server::{Server, ServerConfig, ServerHandle, Stopped};
 pub use session::{OpenError, Session, SessionConfig, SessionError};

@@ -18,6 +18,7 @@ use tollway_protocol::session::Role;
 
 use crate::admission::{Admission, Gate, GatePlace, Places};
 use crate::conduit::Conduit;
+use crate::conduit::any::{self, AnyListener, EstablishError, ListenOptions};
 use crate::conduit::endpoint::{Endpoint, Scheme};
 use crate::conduit::listen::{self, Listener};
 use crate::conduit::tcp::TcpListener;
@@ -78,14 +79,20 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(endpoint: &Endpoint, config: impl Into<ServerConfig>) -> io::Result<Server> {
-        match endpoint.scheme() {
-            Scheme::Tcp => {
-                let listener = TcpListener::bind(endpoint.address()).await?;
-                let address = listener.local_addr()?;
-                let endpoint = format!("tcp://{address}").parse().map_err(io::Error::other)?;
-                Ok(Server::with_listener(listener, endpoint, config))
-            }
+        if endpoint.scheme() == Scheme::Tcp {
+            // The kind that is counted in nanoseconds gets a driver of its own.
+            any::warn_of_plain(endpoint);
+            let listener = TcpListener::bind(endpoint.address()).await?;
+            let bound = endpoint.clone().without_path().with_address(listener.local_addr()?);
+            return Ok(Server::with_listener(listener, bound, config));
         }
+        let failed = |error| match error {
+            EstablishError::Io(error) => error,
+            other => io::Error::other(other),
+        };
+        let listener = AnyListener::bind(endpoint, &ListenOptions::default()).await.map_err(failed)?;
+        let bound = listener.endpoints().next().unwrap_or(endpoint).clone();
+        Ok(Server::with_listener(listener, bound, config))
     }
 
     /// A server on a listener of any kind. `endpoint` is what [`endpoint`](Self::endpoint) names.

@@ -10,7 +10,8 @@ use support::*;
 use tollway::conduit::{Conduit, ConduitError, FrameReader, FrameWriter, HANDSHAKE_MAX_FRAME, Received};
 
 macro_rules! suite {
-    ($($conduit:ident = $pairs:ty;)*) => { $(
+    ($($(#[$when:meta])? $conduit:ident = $pairs:ty;)*) => { $(
+        $(#[$when])?
         mod $conduit {
             suite!(@tests $pairs:
                 frames_arrive_whole_and_in_order_per_lane, one_poll_at_a_time_loses_nothing,
@@ -34,6 +35,8 @@ macro_rules! suite {
 
 suite! {
     tcp = crate::support::Tcp;
+    #[cfg(unix)] unix = crate::support::Unix;
+    #[cfg(feature = "tls")] tls = crate::support::Tls;
     memory = crate::support::Memory;
     reordering = crate::support::Reordering;
     one_byte_at_a_time = crate::support::Trickle;

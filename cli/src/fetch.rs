@@ -17,6 +17,7 @@ use crate::access::{Access, Money, open_free, open_paid, unless_interrupted};
 use crate::failure::Failure;
 use crate::files::{self, Hashing, Received, SinkError, check_target};
 use crate::interrupt::Interrupts;
+use crate::tls::ClientArguments;
 use crate::units::FileUrl;
 use crate::{keys, output};
 
@@ -32,7 +33,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
     tollway fetch tcp://127.0.0.1:7400/NAME -o OUT --key payer.key --payee 0x… --budget 1000000\n\n\
     Without --payee it shows whom it would pay and asks. In NAME, write %20 for a space and %25 for a %.")]
 pub(crate) struct Arguments {
-    /// The file: tcp://host:port/NAME.
+    /// The file: tcp://host:port/NAME, the same with tls, quic, ws or wss, or unix:///SOCKET:/NAME.
     #[arg(value_name = "URL")]
     url: FileUrl,
     /// Where to write it; by default under its own name into the current directory.
@@ -56,6 +57,8 @@ pub(crate) struct Arguments {
     /// Print a JSON object, also when the fetch fails.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tls: ClientArguments,
 }
 
 /// A hash as `sha256sum` shows it.
@@ -141,7 +144,9 @@ async fn fetch(arguments: &Arguments, interrupts: &Interrupts, report: &mut Repo
     let key = arguments.key.as_deref().map(keys::load).transpose()?;
 
     let endpoint = &arguments.url.endpoint;
-    let session = unless_interrupted(interrupts, tollway::connect(endpoint, SessionConfig::default())).await??;
+    let options = arguments.tls.options()?;
+    let connecting = tollway::connect_with(endpoint, SessionConfig::default(), &options);
+    let session = unless_interrupted(interrupts, connecting).await??;
     let result = in_session(&session, key, &target, arguments, interrupts, report).await;
     session.close(Reason::none());
     // Whether the peer still hears it changes nothing.
@@ -199,8 +204,7 @@ async fn open(
     arguments: &Arguments,
     interrupts: &Interrupts,
 ) -> Result<Access, Failure> {
-    let place = || arguments.url.endpoint.address();
-    let place = || format!("{}:{}", place().0, place().1);
+    let place = || arguments.url.endpoint.clone().without_path().with_pin(None).to_string();
     let free = unless_interrupted(interrupts, open_free(session)).await?;
     if let Some(connection) = free.map_err(|error| FetchFailure::NoService(place(), error))? {
         return Ok(Access::Free(connection));

@@ -13,7 +13,8 @@ use tollway_protocol::payment::{Address, LedgerIdentity, SecretKey};
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
-use crate::serve::{bind, shutdown};
+use crate::serve::{bind, server, shutdown};
+use crate::tls::ServerArguments;
 use crate::units::Place;
 use crate::{keys, output};
 
@@ -31,9 +32,10 @@ pub(crate) struct Arguments {
     /// For trying out: in memory, and with credit for everybody.
     #[arg(long)]
     dev: bool,
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "URL")]
-    listen: Place,
+    /// Where to listen, as often as wanted: tcp://, tls://, quic://, ws:// or wss:// with HOST:PORT, where port 0 takes
+    /// a free one, or unix:///PATH.
+    #[arg(long, value_name = "URL", required = true)]
+    listen: Vec<Place>,
     /// The ledger's key, which is what it is known by.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
@@ -43,6 +45,8 @@ pub(crate) struct Arguments {
     /// End when standard input is closed, so that it never outlives who started it.
     #[arg(long)]
     exit_with_stdin: bool,
+    #[command(flatten)]
+    tls: ServerArguments,
 }
 
 /// What a ledger cannot be.
@@ -72,7 +76,8 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
     }
     let ledger = dev_ledger(&keys::load(&arguments.key)?);
     let services = Services::new().with(LedgerService::new(ledger.clone()));
-    let server = bind(&arguments.listen, SessionConfig { services, ..SessionConfig::default() }).await?;
+    let mut server = server(bind(&arguments.listen, &arguments.tls, Some(&arguments.key)).await?)?;
+    server.set_config(SessionConfig { services, ..SessionConfig::default() });
     announce(server.endpoint(), ledger.identity(), arguments.json)?;
     server.run(shutdown(interrupts, arguments.exit_with_stdin), GRACE).await;
     Ok(())

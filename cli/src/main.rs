@@ -12,6 +12,7 @@ mod ledger;
 mod output;
 mod serve;
 mod store;
+mod tls;
 mod units;
 mod voucher;
 

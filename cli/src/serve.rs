@@ -1,12 +1,13 @@
 //! `tollway serve`: sells the files of a directory.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use tollway::conduit::any::{AnyListener, EstablishError};
 use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{Escrow, LedgerClient, LedgerService};
 use tollway::payment::{Payee, PayeeConfig};
@@ -20,6 +21,7 @@ use crate::files::{self, FileService, Shelf};
 use crate::interrupt::Interrupts;
 use crate::ledger::dev_ledger;
 use crate::store::StoreError;
+use crate::tls::ServerArguments;
 use crate::units::{FilePrice, Place};
 use crate::{keys, output};
 
@@ -31,11 +33,13 @@ use crate::{keys, output};
     tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 25/KiB --key payee.key --dev-ledger\n  \
     tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 25/KiB --key payee.key \\\n    \
     --ledger tcp://127.0.0.1:7300\n  \
+    tollway serve --listen quic://0.0.0.0:7400 --listen unix:///run/tollway.sock --dir DIR --price 0\n  \
     tollway serve --listen tcp://127.0.0.1:7400 --dir DIR --price 0")]
 pub(crate) struct Arguments {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "URL")]
-    listen: Place,
+    /// Where to listen, as often as wanted: tcp://, tls://, quic://, ws:// or wss:// with HOST:PORT, where port 0 takes
+    /// a free one, or unix:///PATH.
+    #[arg(long, value_name = "URL", required = true)]
+    listen: Vec<Place>,
     /// The directory whose files are served.
     #[arg(long)]
     dir: PathBuf,
@@ -67,6 +71,8 @@ pub(crate) struct Arguments {
     /// End when standard input is closed, so that it never outlives who started it.
     #[arg(long)]
     exit_with_stdin: bool,
+    #[command(flatten)]
+    tls: ServerArguments,
 }
 
 /// Why nothing can be served.
@@ -88,16 +94,19 @@ enum ServeError {
 
 /// A place where nobody can listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {endpoint}: {source}; port 0 takes a free one")]
+#[error("cannot listen on {endpoint}: {source}{}", if *.is_taken { "; port 0 takes a free one" } else { "" })]
 pub(crate) struct ListenError {
     endpoint: Endpoint,
-    source: io::Error,
+    is_taken: bool,
+    source: EstablishError,
 }
 
 #[derive(Serialize)]
 struct Ready {
     event: &'static str,
+    /// The first of `urls`, or what it is advertised as.
     url: String,
+    urls: Vec<String>,
     price: String,
     payee: Option<Address>,
     ledger: Option<String>,
@@ -106,11 +115,14 @@ struct Ready {
 pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
     let shelf =
         Shelf::open(&arguments.dir).map_err(|source| ServeError::Directory { path: arguments.dir.clone(), source })?;
-    let mut server = bind(&arguments.listen, SessionConfig::default()).await?;
+    let listener = bind(&arguments.listen, &arguments.tls, arguments.key.as_deref()).await?;
+    let urls = listener.endpoints().map(ToString::to_string).collect();
+    let mut server = server(listener)?;
     let files = FileService::new(shelf);
     let mut ready = Ready {
         event: "ready",
         url: advertised(&arguments, server.endpoint()).to_string(),
+        urls,
         price: arguments.price.to_string(),
         payee: None,
         ledger: None,
@@ -180,7 +192,10 @@ fn announce(ready: &Ready, arguments: &Arguments) -> Result<(), Failure> {
         output::json(ready)?;
         return Ok(());
     }
-    let mut text = format!("ready: {}, price {}", ready.url, ready.price);
+    let mut text = format!("ready: {}", ready.url);
+    // The first one may be advertised by another name.
+    ready.urls.iter().skip(1).for_each(|url| text.push_str(&format!(", {url}")));
+    text.push_str(&format!(", price {}", ready.price));
     if let (Some(payee), Some(ledger)) = (&ready.payee, &ready.ledger) {
         text.push_str(&format!(", payee {payee}, ledger {ledger}"));
     }
@@ -188,13 +203,32 @@ fn announce(ready: &Ready, arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Binds a place, and says what is wrong with one that cannot be bound.
+/// Binds all places, and says what is wrong with one that cannot be bound. `key` is the server's key file.
 ///
 /// # Errors
-/// When it cannot be bound.
-pub(crate) async fn bind(place: &Place, config: SessionConfig) -> Result<Server, ListenError> {
-    let failed = |source| ListenError { endpoint: place.0.clone(), source };
-    Server::bind(&place.0, config).await.map_err(failed)
+/// When one cannot be bound, or there is no certificate for it.
+pub(crate) async fn bind(places: &[Place], tls: &ServerArguments, key: Option<&Path>) -> Result<AnyListener, Failure> {
+    let places: Vec<Endpoint> = places.iter().map(|place| place.0.clone()).collect();
+    let options = tls.options(&places, key)?;
+    let mut listener = AnyListener::default();
+    for endpoint in places {
+        if let Err(source) = listener.add(&endpoint, &options).await {
+            let taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse && endpoint.socket().is_none();
+            let is_taken = matches!(&source, EstablishError::Io(error) if taken(error));
+            return Err(ListenError { endpoint, is_taken, source }.into());
+        }
+    }
+    Ok(listener)
+}
+
+/// A server at these places, known by the first.
+///
+/// # Errors
+/// When there is no place.
+pub(crate) fn server(listener: AnyListener) -> Result<Server, Failure> {
+    let first = listener.endpoints().next().cloned().ok_or(io::ErrorKind::AddrNotAvailable);
+    let first = first.map_err(io::Error::from)?;
+    Ok(Server::with_listener(listener, first, SessionConfig::default()))
 }
 
 /// Resolves when a server is to end: after Ctrl-C, or when standard input ends, if it was started so.

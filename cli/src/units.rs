@@ -89,7 +89,7 @@ pub(crate) enum UrlError {
     #[error("the path {0} does not belong here: write tcp://host:port alone")]
     HasPath(String),
     /// There is no path.
-    #[error("the URL names no file: write tcp://host:port/NAME")]
+    #[error("the URL names no file: write tcp://host:port/NAME, or unix:///SOCKET:/NAME")]
     NoName,
     /// A `%` without two hex digits, or bytes that are not UTF-8.
     #[error("{0} is not well encoded: behind a % stand two hex digits; write %25 for a % and %20 for a space")]
@@ -190,5 +190,9 @@ mod tests {
         assert_eq!("tcp://h:1".parse::<FileUrl>(), Err(UrlError::NoName));
         assert!(matches!("tcp://h:1/%zz".parse::<FileUrl>(), Err(UrlError::Encoding(_))));
         assert!(matches!("tcp://h:1/a".parse::<Place>(), Err(UrlError::HasPath(_))));
+        let pinned = format!("tls://h:1/a%20b#sha256={}", "0a".repeat(32)).parse::<FileUrl>().unwrap();
+        assert_eq!((pinned.name.as_str(), pinned.endpoint.pin().is_some()), ("a b", true));
+        #[cfg(unix)]
+        assert_eq!("unix:///run/t.sock:/a/b".parse::<FileUrl>().unwrap().name, "a/b");
     }
 }

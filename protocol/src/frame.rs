@@ -86,7 +86,7 @@ pub fn check_preface(prefix: &[u8]) -> PrefaceCheck {
 pub enum Stranger {
     /// An HTTP/1 or HTTP/2 client, or the answer of an HTTP server.
     Http,
-    /// A TLS handshake on a port without TLS.
+    /// TLS on a conduit without it: a client's handshake, or the alert of a listener that expected one.
     Tls,
     /// Tollway, in another wire generation.
     OtherGeneration(u8),
@@ -124,7 +124,8 @@ impl Stranger {
         if let Some(&generation) = prefix.strip_prefix(PROTOCOL).and_then(<[u8]>::first) {
             return Self::OtherGeneration(generation);
         }
-        if matches!(prefix, [0x16] | [0x16, 0x03, ..]) {
+        // A record that carries an alert or a handshake.
+        if matches!(prefix, [0x15 | 0x16] | [0x15 | 0x16, 0x03, ..]) {
             return Self::Tls;
         }
         if HTTP_STARTS.iter().any(|start| start.starts_with(prefix) || prefix.starts_with(start)) {
@@ -151,7 +152,8 @@ impl fmt::Display for Stranger {
                 "the peer speaks HTTP, not Tollway: check the port, and that no HTTP proxy or load balancer stands between",
             ),
             Self::Tls => f.write_str(
-                "the peer starts TLS on a conduit without TLS: use the same scheme on both sides, with TLS or without",
+                "the peer speaks TLS on a conduit without TLS: use the same scheme on both sides, such as tls:// instead of \
+                 tcp://",
             ),
             Self::OtherGeneration(generation) => write!(
                 f,
@@ -304,7 +306,7 @@ mod tests {
 
     #[test]
     fn strangers_are_told_apart_at_the_first_byte_that_differs() {
-        let cases: [(&[u8], Stranger); 13] = [
+        let cases: [(&[u8], Stranger); 14] = [
             (b"G", Stranger::Http),
             (b"GET / HTTP/1.1\r\n", Stranger::Http),
             (b"POST /x", Stranger::Http),
@@ -313,6 +315,7 @@ mod tests {
             (b"HTTP/1.1 400 Bad Request", Stranger::Http),
             (&[0x16], Stranger::Tls),
             (&[0x16, 0x03, 0x01, 0x02, 0x00], Stranger::Tls),
+            (&[0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x0a], Stranger::Tls),
             (&[0x16, 0x04], Stranger::Unknown),
             (b"TOLLWAY\x02", Stranger::OtherGeneration(2)),
             (b"TOLLGATE", Stranger::Unknown),

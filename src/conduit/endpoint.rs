@@ -1,7 +1,14 @@
-//! [`Endpoint`]: where a peer is reached, as people write it: `tcp://host:port/path`.
+//! [`Endpoint`]: where a peer is reached, as people write it: `tcp://host:port/path`, `unix:///socket:/path`,
+//! `tls://host:port/path#sha256=…`.
+//!
+//! ```text
+//! scheme :// host : port [/path] [#sha256=64 hex digits]       tcp, tls, quic, ws, wss; the pin where there is TLS
+//! unix   :// /path/of/the/socket [:/path]
+//! ```
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
 
 /// A kind of conduit that an [`Endpoint`] can name.
@@ -10,17 +17,52 @@ use std::str::FromStr;
 pub enum Scheme {
     /// Plain TCP.
     Tcp,
+    /// A Unix domain socket.
+    Unix,
+    /// TLS over TCP; feature `tls`.
+    Tls,
+    /// QUIC; feature `quic`.
+    Quic,
+    /// WebSocket over plain TCP; feature `ws`.
+    Ws,
+    /// WebSocket over TLS; features `ws` and `tls`.
+    Wss,
 }
 
 impl Scheme {
-    /// All schemes of this build.
-    pub const SUPPORTED: &[Self] = &[Self::Tcp];
+    /// All schemes that there are.
+    const ALL: [Self; 6] = [Self::Tcp, Self::Unix, Self::Tls, Self::Quic, Self::Ws, Self::Wss];
+
+    /// The schemes of this build.
+    pub const SUPPORTED: &[Self] = &[
+        Self::Tcp,
+        #[cfg(unix)]
+        Self::Unix,
+        #[cfg(feature = "tls")]
+        Self::Tls,
+        #[cfg(feature = "quic")]
+        Self::Quic,
+        #[cfg(feature = "ws")]
+        Self::Ws,
+        #[cfg(all(feature = "ws", feature = "tls"))]
+        Self::Wss,
+    ];
 
     /// The scheme's name, as it stands before `://`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Unix => "unix",
+            Self::Tls => "tls",
+            Self::Quic => "quic",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
         }
+    }
+
+    /// Whether the peer is authenticated and what is sent is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls | Self::Quic | Self::Wss)
     }
 
     fn supported_names() -> String {
@@ -28,7 +70,41 @@ impl Scheme {
     }
 }
 
-/// Where a peer is reached: scheme, host, port and an optional path that names a service there.
+/// The SHA-256 of a certificate in its DER form, by which a peer is known without a CA.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = EndpointError;
+
+    /// 64 hex digits; `openssl x509 -fingerprint` puts colons between them, which are skipped.
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let invalid = || EndpointError::InvalidPin { pin: text.to_owned() };
+        let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+        let digits: Option<Vec<u8>> = text.bytes().filter(|byte| *byte != b':').map(nibble).collect();
+        let digits = digits.filter(|digits| digits.len() == 64).ok_or_else(invalid)?;
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair.iter().fold(0, |byte, digit| byte << 4 | digit);
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Where a peer is reached: scheme, host and port or a socket's path, an optional path that names a service or a thing
+/// there, and where there is TLS an optional pin of the peer's certificate.
 ///
 /// ```
 /// # use tollway::conduit::endpoint::Endpoint;
@@ -39,9 +115,15 @@ impl Scheme {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     scheme: Scheme,
-    host: String,
-    port: u16,
+    place: Place,
     path: Option<String>,
+    pin: Option<Fingerprint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Place {
+    Net { host: String, port: u16 },
+    Socket(String),
 }
 
 impl Endpoint {
@@ -50,14 +132,28 @@ impl Endpoint {
         self.scheme
     }
 
-    /// The host: a name, an IPv4 address, or an IPv6 address without its brackets.
+    /// The host: a name, an IPv4 address, or an IPv6 address without its brackets. Empty for a Unix socket.
     pub fn host(&self) -> &str {
-        &self.host
+        match &self.place {
+            Place::Net { host, .. } => host,
+            Place::Socket(_) => "",
+        }
     }
 
-    /// The port. 0 makes sense for listening alone: the system chooses one.
+    /// The port. 0 makes sense for listening alone: the system chooses one. 0 for a Unix socket, too.
     pub fn port(&self) -> u16 {
-        self.port
+        match &self.place {
+            Place::Net { port, .. } => *port,
+            Place::Socket(_) => 0,
+        }
+    }
+
+    /// The file of a Unix socket.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Net { .. } => None,
+            Place::Socket(path) => Some(Path::new(path)),
+        }
     }
 
     /// The path with its leading `/`, if there is one. A lone `/` is none.
@@ -65,19 +161,60 @@ impl Endpoint {
         self.path.as_deref()
     }
 
+    /// The certificate that the peer must show: with it no CA is asked, and no name or date is looked at.
+    pub fn pin(&self) -> Option<Fingerprint> {
+        self.pin
+    }
+
     /// Host and port in the form that tokio and the standard library resolve.
     pub fn address(&self) -> (&str, u16) {
-        (&self.host, self.port)
+        (self.host(), self.port())
+    }
+
+    /// Whether the place is on this machine, as far as its text says: a Unix socket, a loopback address or `localhost`.
+    pub fn is_local(&self) -> bool {
+        match &self.place {
+            Place::Socket(_) => true,
+            Place::Net { host, .. } => {
+                host.parse::<IpAddr>().map_or(host == "localhost", |address| address.to_canonical().is_loopback())
+            }
+        }
+    }
+
+    /// The same scheme at the address that was bound.
+    #[must_use]
+    pub fn with_address(mut self, address: SocketAddr) -> Self {
+        self.place = Place::Net { host: address.ip().to_string(), port: address.port() };
+        self
+    }
+
+    /// The same place with the certificate that is shown there; `None` takes the pin away.
+    #[must_use]
+    pub fn with_pin(mut self, pin: Option<Fingerprint>) -> Self {
+        self.pin = pin.filter(|_| self.scheme.is_encrypted());
+        self
+    }
+
+    /// The place alone, without a path.
+    #[must_use]
+    pub fn without_path(mut self) -> Self {
+        self.path = None;
+        self
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, path) = (self.scheme.name(), self.path.as_deref().unwrap_or_default());
-        if self.host.contains(':') {
-            write!(f, "{scheme}://[{}]:{}{path}", self.host, self.port)
-        } else {
-            write!(f, "{scheme}://{}:{}{path}", self.host, self.port)
+        match &self.place {
+            Place::Net { host, port } if host.contains(':') => write!(f, "{scheme}://[{host}]:{port}{path}")?,
+            Place::Net { host, port } => write!(f, "{scheme}://{host}:{port}{path}")?,
+            Place::Socket(socket) if path.is_empty() => write!(f, "{scheme}://{socket}")?,
+            Place::Socket(socket) => write!(f, "{scheme}://{socket}:{path}")?,
+        }
+        match &self.pin {
+            Some(pin) => write!(f, "#sha256={pin}"),
+            None => Ok(()),
         }
     }
 }
@@ -97,6 +234,14 @@ pub enum EndpointError {
     UnsupportedScheme {
         /// The scheme as written.
         scheme: String,
+    },
+    /// The scheme exists, and this build has it not.
+    #[error("this build has no {scheme}://: build it with the feature `{feature}`")]
+    NotBuilt {
+        /// The scheme.
+        scheme: &'static str,
+        /// What is missing.
+        feature: &'static str,
     },
     /// There is no host.
     #[error("`{text}` has no host")]
@@ -130,6 +275,24 @@ pub enum EndpointError {
         /// The path as written.
         path: String,
     },
+    /// The path of a Unix socket is relative, or names no file.
+    #[error("`{text}` names no socket: write unix:///path/of/the/socket, with three slashes")]
+    InvalidSocket {
+        /// The whole text.
+        text: String,
+    },
+    /// What stands behind `#` is not a SHA-256.
+    #[error("`{pin}` is not a pin: write #sha256= and 64 hex digits, as the listener prints it")]
+    InvalidPin {
+        /// The pin as written.
+        pin: String,
+    },
+    /// There is a pin, and no certificate that could have it.
+    #[error("{scheme}:// has no certificate that could be pinned: use tls:// or quic://, or leave `#…` away")]
+    PinWithoutTls {
+        /// The scheme.
+        scheme: &'static str,
+    },
 }
 
 impl FromStr for Endpoint {
@@ -138,18 +301,56 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let (scheme, rest) =
             text.split_once("://").ok_or_else(|| EndpointError::MissingScheme { text: text.to_owned() })?;
-        let scheme = Scheme::SUPPORTED
-            .iter()
-            .find(|known| known.name().eq_ignore_ascii_case(scheme))
-            .copied()
-            .ok_or_else(|| EndpointError::UnsupportedScheme { scheme: scheme.to_owned() })?;
+        let scheme = parse_scheme(scheme)?;
+        let (rest, pin) = match rest.split_once('#') {
+            Some((rest, pin)) => (rest, Some(parse_pin(scheme, pin)?)),
+            None => (rest, None),
+        };
+        if scheme == Scheme::Unix {
+            let (socket, path) = match rest.split_once(":/") {
+                Some((socket, path)) => (socket, rest.get(rest.len() - path.len() - 1..).unwrap_or_default()),
+                None => (rest, ""),
+            };
+            let is_file = socket.starts_with('/') && !socket.ends_with('/') && !socket.contains('\0');
+            if !is_file {
+                return Err(EndpointError::InvalidSocket { text: text.to_owned() });
+            }
+            return Ok(Self { scheme, place: Place::Socket(socket.to_owned()), path: parse_path(path)?, pin });
+        }
         let (authority, path) = match rest.find('/') {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
         };
         let (host, port) = split_authority(authority, text)?;
-        Ok(Self { scheme, host: parse_host(host, text)?, port: parse_port(port, text)?, path: parse_path(path)? })
+        let place = Place::Net { host: parse_host(host, text)?, port: parse_port(port, text)? };
+        Ok(Self { scheme, place, path: parse_path(path)?, pin })
     }
+}
+
+fn parse_scheme(text: &str) -> Result<Scheme, EndpointError> {
+    let known = Scheme::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(text));
+    let scheme = known.ok_or_else(|| EndpointError::UnsupportedScheme { scheme: text.to_owned() })?;
+    if Scheme::SUPPORTED.contains(&scheme) {
+        return Ok(scheme);
+    }
+    let feature = match scheme {
+        Scheme::Tls => "tls",
+        Scheme::Quic => "quic",
+        Scheme::Ws => "ws",
+        Scheme::Wss if cfg!(feature = "ws") => "tls",
+        Scheme::Wss => "ws",
+        // Not on this system.
+        Scheme::Tcp | Scheme::Unix => return Err(EndpointError::UnsupportedScheme { scheme: text.to_owned() }),
+    };
+    Err(EndpointError::NotBuilt { scheme: scheme.name(), feature })
+}
+
+fn parse_pin(scheme: Scheme, text: &str) -> Result<Fingerprint, EndpointError> {
+    if !scheme.is_encrypted() {
+        return Err(EndpointError::PinWithoutTls { scheme: scheme.name() });
+    }
+    let pin = text.strip_prefix("sha256=").ok_or_else(|| EndpointError::InvalidPin { pin: text.to_owned() })?;
+    pin.parse()
 }
 
 /// Host, still in its brackets, and port.
@@ -235,7 +436,7 @@ mod tests {
     fn each_mistake_has_its_own_error() {
         use EndpointError as E;
         type Kind = fn(&EndpointError) -> bool;
-        let cases: [(&str, Kind); 18] = [
+        let cases: [(&str, Kind); 22] = [
             ("localhost:4100", |error| matches!(error, E::MissingScheme { .. })),
             ("", |error| matches!(error, E::MissingScheme { .. })),
             ("http://localhost:80", |error| matches!(error, E::UnsupportedScheme { .. })),
@@ -254,6 +455,10 @@ mod tests {
             ("tcp://user@host:80", |error| matches!(error, E::InvalidHost { .. })),
             ("tcp://10.0.0.256:80", |error| matches!(error, E::InvalidHost { .. })),
             ("tcp://host:80/a?b", |error| matches!(error, E::InvalidPath { .. })),
+            ("tcp://host:80#sha256=00", |error| matches!(error, E::PinWithoutTls { .. })),
+            ("unix://run/t.sock", |error| matches!(error, E::InvalidSocket { .. })),
+            ("unix:///run/", |error| matches!(error, E::InvalidSocket { .. })),
+            ("unix://", |error| matches!(error, E::InvalidSocket { .. })),
         ];
         for (text, is_expected) in cases {
             let error = text.parse::<Endpoint>().unwrap_err();
@@ -261,11 +466,67 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_socket_has_a_file_and_perhaps_a_path() {
+        for (text, socket, path) in [
+            ("unix:///run/t.sock", "/run/t.sock", None),
+            ("unix:///run/a b.sock:/x/y", "/run/a b.sock", Some("/x/y")),
+            ("unix:///run/t.sock:/", "/run/t.sock", None),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!((endpoint.socket(), endpoint.path()), (Some(Path::new(socket)), path), "{text}");
+            assert_eq!(endpoint.to_string().parse::<Endpoint>().unwrap(), endpoint);
+            assert!(endpoint.is_local());
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_pin_is_kept_behind_the_path_and_must_be_a_hash() {
+        let pin = "0123456789abcdef".repeat(4);
+        let endpoint: Endpoint = format!("tls://host:1/name#sha256={pin}").parse().unwrap();
+        assert_eq!((endpoint.path(), endpoint.pin().unwrap().to_string()), (Some("/name"), pin.clone()));
+        assert_eq!(endpoint.to_string().parse::<Endpoint>().unwrap(), endpoint);
+        let colons = pin.to_uppercase().replace("0123", "01:23");
+        let colons: Endpoint = format!("tls://host:1/name#sha256={colons}").parse().unwrap();
+        assert_eq!(colons, endpoint);
+        for bad in ["", "sha256=", "sha256=00", &pin, &format!("sha256={pin}0"), &format!("sha512={pin}")] {
+            let error = format!("tls://host:1#{bad}").parse::<Endpoint>().unwrap_err();
+            assert!(matches!(error, EndpointError::InvalidPin { .. }), "{bad}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_this_machine_is_told_from_the_rest() {
+        for (text, local) in [
+            ("tcp://127.0.0.1:1", true),
+            ("tcp://127.9.9.9:1", true),
+            ("tcp://[::1]:1", true),
+            ("tcp://[::ffff:127.0.0.1]:1", true),
+            ("tcp://localhost:1", true),
+            ("tcp://0.0.0.0:1", false),
+            ("tcp://10.0.0.1:1", false),
+            ("tcp://localhost.example:1", false),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().is_local(), local, "{text}");
+        }
+    }
+
     #[test]
     fn an_unsupported_scheme_is_told_which_ones_are_supported() {
-        let error = "quic://host:1".parse::<Endpoint>().unwrap_err();
-        assert_eq!(error.to_string(), "the scheme `quic` is not supported; supported: tcp://");
+        let error = "gopher://host:1".parse::<Endpoint>().unwrap_err().to_string();
+        assert!(error.starts_with("the scheme `gopher` is not supported; supported: tcp://"), "{error}");
         let error = "host:1".parse::<Endpoint>().unwrap_err();
         assert_eq!(error.to_string(), "`host:1` has no scheme: write tcp://host:port");
+    }
+
+    #[test]
+    fn a_scheme_that_is_not_built_names_its_feature() {
+        for scheme in Scheme::ALL.into_iter().filter(|scheme| !Scheme::SUPPORTED.contains(scheme)) {
+            let error = format!("{}://host:1", scheme.name()).parse::<Endpoint>().unwrap_err();
+            let named = matches!(error, EndpointError::NotBuilt { .. }) || scheme == Scheme::Unix;
+            assert!(named, "{error:?}");
+        }
     }
 }

@@ -27,12 +27,19 @@ use tollway_protocol::frame::FrameError;
 
 pub use tollway_protocol::frame::{HANDSHAKE_MAX_FRAME, Lane, Stranger, Transmit};
 
+pub mod any;
 pub mod endpoint;
 pub mod framed;
 pub mod listen;
 pub mod memory;
 pub mod tcp;
+#[cfg(feature = "tls")]
+pub mod tls;
+#[cfg(unix)]
+pub mod unix;
 
+#[cfg(any(feature = "tls", feature = "ws"))]
+mod halves;
 mod outbuf;
 
 /// A path for frames between two peers.

@@ -93,6 +93,14 @@ impl TcpListener {
         accept_from(|| self.try_accept()).await
     }
 
+    /// The next stream, for what speaks something else below its frames.
+    #[cfg(any(feature = "tls", feature = "ws"))]
+    pub(super) async fn next_stream(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, address) = self.listener.accept().await?;
+        stream.set_nodelay(true).map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
+        Ok((stream, address))
+    }
+
     async fn try_accept(&self) -> io::Result<TcpConduit> {
         let (stream, _) = self.listener.accept().await?;
         // A peer that is gone already is the same as one that was aborted in the backlog.

@@ -3,14 +3,21 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tollway::conduit::endpoint::Endpoint;
 use tollway::conduit::framed::Framed;
+use tollway::conduit::listen::Listener;
 use tollway::conduit::memory::{self, MemoryConduit, ReorderingConduit};
 use tollway::conduit::tcp::{TcpConduit, TcpListener};
+#[cfg(feature = "tls")]
+use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsConduit, TlsListener};
+#[cfg(unix)]
+use tollway::conduit::unix::{UnixConduit, UnixListener};
 use tollway::conduit::{Conduit, ConduitError, FrameReader, FrameWriter, Lane, Lanes, PeerInfo, Received, Transmit};
 
 pub(crate) type Frames = Vec<(Lane, Bytes)>;
@@ -36,6 +43,47 @@ impl Pairs for Tcp {
         let (accepted, dialed) = tokio::join!(listener.accept(), TcpConduit::connect(address));
         (dialed.unwrap(), accepted)
     }
+}
+
+#[cfg(unix)]
+pub(crate) struct Unix;
+
+#[cfg(unix)]
+impl Pairs for Unix {
+    type Conduit = UnixConduit;
+    const BULK: usize = 8 << 20;
+
+    async fn pair(_: usize) -> (UnixConduit, UnixConduit) {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("tollway-pair-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        let (accepted, dialed) = tokio::join!(accepted(&listener), UnixConduit::connect(&path));
+        (dialed.unwrap(), accepted)
+    }
+}
+
+#[cfg(feature = "tls")]
+pub(crate) struct Tls;
+
+#[cfg(feature = "tls")]
+impl Pairs for Tls {
+    type Conduit = TlsConduit;
+    const BULK: usize = 48 << 20;
+
+    async fn pair(_: usize) -> (TlsConduit, TlsConduit) {
+        let server = ServerTls::new(Identity::self_signed(&["localhost"]).unwrap());
+        let listener = TlsListener::bind("127.0.0.1:0", &server).await.unwrap();
+        let endpoint: Endpoint = format!("tls://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
+        let (accepted, dialed) = tokio::join!(accepted(&listener), TlsConduit::connect(&endpoint, &client));
+        (dialed.unwrap(), accepted)
+    }
+}
+
+/// The next conduit, with its own handshake done.
+async fn accepted<L: Listener>(listener: &L) -> L::Conduit {
+    listener.next().await.unwrap().await.unwrap()
 }
 
 pub(crate) struct Memory;

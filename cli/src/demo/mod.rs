@@ -5,7 +5,7 @@ mod source;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tollway::conduit::endpoint::Endpoint;
@@ -47,9 +47,33 @@ pub(crate) struct Arguments {
     /// The most to sign ahead of what has come, in base units.
     #[arg(long, value_name = "AMOUNT")]
     max_ahead: Option<Amount>,
+    /// What carries the session with the payee.
+    #[arg(long, value_enum, default_value_t = Conduit::Tcp)]
+    conduit: Conduit,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// What can carry a session on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Conduit {
+    Tcp,
+    Tls,
+    #[cfg(unix)]
+    Unix,
+}
+
+impl Conduit {
+    /// Where the payee listens: at whatever port of loopback is free, or at a socket in `dir`.
+    fn place(self, dir: &Path) -> PathBuf {
+        match self {
+            Conduit::Tcp => ANY_PORT.into(),
+            Conduit::Tls => "tls://127.0.0.1:0".into(),
+            #[cfg(unix)]
+            Conduit::Unix => format!("unix://{}/payee.sock", dir.display()).into(),
+        }
+    }
 }
 
 /// What can be wrong with a demo, beside what its parts say.
@@ -99,7 +123,7 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
         None => None,
     };
     let ledger_url = ledger.as_ref().map(|(_, url)| url);
-    let payee = start_payee(dir.path(), &source, arguments.price, ledger_url);
+    let payee = start_payee(dir.path(), &source, &arguments, ledger_url);
     let (payee, ready) = unless_interrupted(&interrupts, payee).await??;
 
     let report = fetch(&arguments, &source, &ready, ledger_url, &dir.path().join("fetched"), &interrupts).await;
@@ -141,11 +165,12 @@ async fn start_ledger(dir: &Path) -> Result<(Child, Endpoint), Failure> {
 async fn start_payee(
     dir: &Path,
     source: &Source,
-    price: FilePrice,
+    demo: &Arguments,
     ledger: Option<&Endpoint>,
 ) -> Result<(Child, Ready), Failure> {
-    let mut arguments: Vec<PathBuf> = ["serve", "--listen", ANY_PORT, "--dir"].map(PathBuf::from).into();
-    arguments.extend([source.dir.clone(), "--price".into(), price.to_string().into()]);
+    let mut arguments: Vec<PathBuf> = ["serve", "--dir"].map(PathBuf::from).into();
+    arguments.extend([source.dir.clone(), "--price".into(), demo.price.to_string().into()]);
+    arguments.extend(["--listen".into(), demo.conduit.place(dir), "--tls-self".into(), dir.join("payee.tls")]);
     if let Some(ledger) = ledger {
         let key = dir.join("payee.key");
         keys::create(&key)?;

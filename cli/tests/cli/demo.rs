@@ -8,7 +8,6 @@ use crate::support::{sum, tollway};
 /// What every demo must come to.
 #[track_caller]
 fn check(report: &Value, size: u64, price: &str) {
-    assert_eq!(report["conduit"], "tcp", "{report}");
     assert_eq!((report["bytes"].as_u64(), &report["sha256_ok"]), (Some(size), &Value::Bool(true)), "{report}");
     assert_eq!(report["items"].as_u64().unwrap(), size.div_ceil(64 * 1024), "{report}");
     assert!(report["elapsed_ms"].as_f64().unwrap() > 0.0, "{report}");
@@ -31,6 +30,28 @@ fn every_sum_of_a_paid_demo_is_right() {
     check(&report, 3 << 20, "25/KiB");
     assert!(report["vouchers"].as_u64().unwrap() > 0, "{report}");
 }
+
+#[test]
+fn every_conduit_brings_the_same_bytes_for_the_same_money() {
+    let fetch = |conduit: &str| {
+        let report = tollway(&["demo", "--json", "--size", "1MiB", "--conduit", conduit]).success().json();
+        check(&report, 1 << 20, "25/KiB");
+        assert_eq!(report["conduit"], conduit, "{report}");
+        ["sha256", "bytes", "items", "metered_bytes", "spent", "settled", "deposit", "refunded", "max_ahead"]
+            .map(|field| (field, report[field].clone()))
+    };
+    let tcp = fetch("tcp");
+    for conduit in CONDUITS {
+        assert_eq!(fetch(conduit), tcp, "{conduit}");
+    }
+}
+
+/// Those that this system has beside TCP.
+const CONDUITS: &[&str] = &[
+    "tls",
+    #[cfg(unix)]
+    "unix",
+];
 
 #[test]
 fn sizes_and_prices_that_do_not_divide_are_right_too() {

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod conduits;
 mod demo;
 mod fetch;
 mod keys;
