@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,13 +20,13 @@ use tokio::time::Sleep;
 use tollway_protocol::error::Violation;
 use tollway_protocol::frame::Lane;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::session::Event;
+use tollway_protocol::session::{Event, Machine};
 use tollway_protocol::time::Time;
 
 use crate::admission::Admission;
 use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received};
-use crate::handler::{Handler, ServedBody, respond};
-use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, Services};
+use crate::handler::{Handler, Refused, ServedBody, start_and_poll};
+use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, ServiceEntry, Services};
 use crate::settle::{PendingCall, Work, settle};
 use crate::shared::{LentStreams, Shared, State};
 
@@ -54,30 +54,60 @@ pub(crate) struct Driver<R, W> {
     shared: Arc<Shared>,
     serving: Serving,
     reader: R,
-    writer: W,
     frames: Vec<(Lane, Bytes)>,
+    outgoing: Outgoing<W>,
     events: VecDeque<Event>,
-    replies: Vec<(ServedBody, Reply)>,
+    /// What the last look at the session left to do. Kept for its memory, as are the lists below.
+    work: Work,
+    calls: Vec<PendingCall>,
+    answered: Answered,
     sleep: Pin<Box<Sleep>>,
     sleep_until: Option<Time>,
-    corked: bool,
     /// The conduit has not ended or failed.
     reading: bool,
-    /// What the machine said under the last lock: whether frames should be read, and its deadline. Whatever changes
-    /// them kicks the driver, which asks again in the round that it is woken for.
-    wants_frames: bool,
-    deadline: Option<Time>,
     stage: Stage,
 }
 
-/// What a look into the outbox led to.
-enum Wrote {
-    /// Nothing, on purpose: other tasks should run first.
-    Corked,
-    /// Something was taken or written.
-    Some,
-    /// There was nothing to do.
-    Nothing,
+/// The way out: the writer, and what the machine said under the last lock. Whatever changes that kicks the driver,
+/// which asks again in the round that it is woken for.
+struct Outgoing<W> {
+    writer: W,
+    corked: bool,
+    /// The outbox was seen empty, and whoever puts something into it wakes the driver.
+    drained: bool,
+    /// Whether frames should be read.
+    wants_frames: bool,
+    /// When the machine must be told the time.
+    deadline: Option<Time>,
+}
+
+/// What handlers that ran on the driver left to be said under the next lock.
+#[derive(Default)]
+struct Answered {
+    replies: Vec<(ServedBody, Reply)>,
+    /// Handlers to be spawned, once they can be told of a cancel.
+    started: Vec<Spawn>,
+    refused: Vec<Refused>,
+}
+
+/// A handler that runs in a task of its own: from its start, or because its first poll was not its last.
+enum Spawn {
+    Fresh(Handler, Arc<ServiceEntry>, IncomingCall),
+    Polled(Handler),
+}
+
+impl Spawn {
+    fn handler(&self) -> &Handler {
+        match self {
+            Spawn::Fresh(handler, ..) | Spawn::Polled(handler) => handler,
+        }
+    }
+}
+
+/// What a read brought.
+struct Input {
+    lost: Option<String>,
+    violation: Option<Violation>,
 }
 
 enum Stage {
@@ -90,42 +120,71 @@ enum Stage {
     Done,
 }
 
+impl<W: FrameWriter> Outgoing<W> {
+    /// Takes frames out of the machine into the conduit's buffer, and leaves `waker` to be woken by the next change.
+    /// What the machine says meanwhile is settled at once.
+    fn take_frames(
+        &mut self,
+        now: Time,
+        state: &mut State,
+        (work, waker): (&mut Work, &Waker),
+        mut settle: impl FnMut(&mut State, &mut Work),
+    ) {
+        self.drained = false;
+        let machine = &state.machine;
+        let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
+        self.corked = cork && machine.has_only_small_bodies(CORK_BELOW);
+        while !self.corked && !self.drained && self.writer.buffered() < WRITE_AHEAD {
+            let State { machine, streams, .. } = state;
+            let mut lent = LentStreams { streams, after: &mut work.after };
+            match machine.poll_transmit(now, &mut lent) {
+                Some(frame) => self.writer.start_send(frame),
+                None if machine.has_events() => settle(state, work),
+                None => self.drained = true,
+            }
+        }
+        // Asked also while the conduit takes nothing: a peer that does not read must not be read without end, nor a
+        // deadline that has passed be looked at for ever.
+        (self.wants_frames, self.deadline) = (state.machine.wants_frames(), state.machine.poll_timeout());
+        state.park(waker);
+    }
+}
+
 impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     pub(crate) fn new(shared: Arc<Shared>, serving: Serving, mut reader: R, mut writer: W) -> Self {
         // Before our Hello is sent: the answer and a first large frame may arrive together.
         reader.set_max_frame(serving.max_frame);
         writer.set_max_frame(usize::try_from(u32::MAX).unwrap_or(usize::MAX));
-        let sleep = Box::pin(tokio::time::sleep(Duration::from_secs(3600)));
+        let outgoing = Outgoing { writer, corked: false, drained: false, wants_frames: true, deadline: None };
         Driver {
             shared,
             serving,
             reader,
-            writer,
             frames: Vec::new(),
+            outgoing,
             events: VecDeque::new(),
-            replies: Vec::new(),
-            sleep,
+            work: Work::default(),
+            calls: Vec::new(),
+            answered: Answered::default(),
+            sleep: Box::pin(tokio::time::sleep(Duration::from_secs(3600))),
             sleep_until: None,
-            corked: false,
             reading: true,
-            wants_frames: true,
-            deadline: None,
             stage: Stage::Running,
         }
     }
 
-    /// Reads what is there and hands it on. Returns whether anything happened.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.reading || !self.wants_frames {
-            return false;
+    /// Reads what is there into `frames`; `None` if nothing happened.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Option<Input> {
+        if !self.reading || !self.outgoing.wants_frames {
+            return None;
         }
         let mut violation = None;
         let lost = match self.reader.poll_recv(cx, &mut self.frames) {
-            Poll::Pending => return false,
+            Poll::Pending => return None,
             Poll::Ready(Ok(Received::Frames | Received::Progress)) => None,
             Poll::Ready(Ok(Received::End)) => Some("the peer closed it without a last word".to_owned()),
             Poll::Ready(Err(ConduitError::Stranger(stranger))) => {
-                self.writer.start_refusal(stranger);
+                self.outgoing.writer.start_refusal(stranger);
                 Some(stranger.to_string())
             }
             Poll::Ready(Err(error)) => {
@@ -134,79 +193,115 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             }
         };
         self.reading = lost.is_none();
-        let now = self.shared.now();
-        let mut state = self.shared.lock();
-        state.machine.handle_activity(now);
-        for (lane, frame) in self.frames.drain(..) {
-            state.machine.handle_frame(now, lane, frame);
-        }
-        // The peer is told which rule it broke; for what follows, the session has ended then.
-        if let Some(violation) = violation {
-            state.machine.handle_violation(violation);
-        }
-        if let Some(lost) = lost {
-            state.machine.handle_conduit_lost(lost);
-        }
-        let work = settle(&self.shared, &self.serving, &mut self.events, state);
-        self.finish(work, cx);
-        true
+        Some(Input { lost, violation })
     }
 
-    /// Takes frames out of the machine and writes them.
+    /// One look at the session: what came goes in, and what is to be sent comes out, under one lock; two if handlers
+    /// are polled between them.
+    fn exchange(&mut self, mut input: Option<Input>, cx: &mut Context<'_>) {
+        let now = self.shared.now();
+        loop {
+            let Driver { shared, serving, events, work, .. } = self;
+            let mut state = shared.lock();
+            self.answered.tell(shared, &mut state, work);
+            if let Some(input) = input.take() {
+                state.machine.handle_activity(now);
+                for (lane, frame) in self.frames.drain(..) {
+                    state.machine.handle_frame(now, lane, frame);
+                }
+                // The peer is told which rule it broke; for what follows, the session has ended then.
+                if let Some(violation) = input.violation {
+                    state.machine.handle_violation(violation);
+                }
+                if let Some(lost) = input.lost {
+                    state.machine.handle_conduit_lost(lost);
+                }
+            }
+            let mut settle = |state: &mut State, work: &mut Work| settle(shared, serving, events, state, work);
+            settle(&mut state, work);
+            // What is polled inline now has its say in the same write.
+            if work.calls.is_empty() {
+                self.outgoing.take_frames(now, &mut state, (work, cx.waker()), settle);
+            }
+            drop(state);
+            self.answered.spawn(shared);
+            if !self.begin_work(cx) {
+                return;
+            }
+        }
+    }
+
+    /// Does what must not be done under the lock: wakes, drops, user code. Returns whether handlers were polled.
+    fn begin_work(&mut self, cx: &mut Context<'_>) -> bool {
+        if let (Some(admission), Some(metadata)) = (&self.serving.admission, self.work.greeting.take()) {
+            tokio::spawn(admission.clone().admit(self.shared.clone(), metadata));
+        }
+        self.work.tell(&self.shared);
+        for request in self.work.opens.drain(..) {
+            tokio::spawn(request.answer());
+        }
+        std::mem::swap(&mut self.calls, &mut self.work.calls);
+        let mut calls = std::mem::take(&mut self.calls);
+        let any = !calls.is_empty();
+        if any {
+            let mut clock = Instant::now();
+            for call in calls.drain(..) {
+                self.run_handler(call, &mut clock, cx);
+            }
+        }
+        self.calls = calls;
+        any
+    }
+
+    fn run_handler(&mut self, pending: PendingCall, clock: &mut Instant, cx: &mut Context<'_>) {
+        let PendingCall { entry, call, incoming, cancelled } = pending;
+        let guard = entry.guard(incoming.method());
+        let run_as = match entry.inline_within.is_some() && !cancelled {
+            true => guard.decide(),
+            false => RunAs::Spawned,
+        };
+        let body = ServedBody { call, connection: incoming.connection(), bytes: incoming.payload.len() };
+        if run_as == RunAs::Inline {
+            let polled = start_and_poll(&entry, incoming, cx);
+            let began = std::mem::replace(clock, Instant::now());
+            guard.report(polled.is_ok() && entry.is_short(clock.duration_since(began)));
+            match polled {
+                Ok(reply) => self.answered.replies.push((body, reply)),
+                Err(future) => {
+                    let handler = Handler::started(self.shared.clone(), body, future);
+                    self.answered.started.push(Spawn::Polled(handler));
+                }
+            }
+            return;
+        }
+        let mut handler = Handler::new(self.shared.clone(), body);
+        handler.probe = (run_as == RunAs::Probe).then_some(guard);
+        if cancelled {
+            handler.cancel_flag().raise();
+        }
+        // A small payload must not pin the block that it was read into for as long as its handler runs.
+        let incoming = IncomingCall { payload: Bytes::copy_from_slice(&incoming.payload), ..incoming };
+        self.answered.started.push(Spawn::Fresh(handler, entry, incoming));
+    }
+
+    /// Writes what waits in the conduit's buffer.
     ///
     /// # Errors
     /// When the conduit is lost; the session has ended then.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Wrote, ()> {
-        let mut after = Aftermath::default();
-        let mut taken = false;
-        let now = self.shared.now();
-        let mut state = self.shared.lock();
-        let State { machine, streams, .. } = &mut *state;
-        let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
-        if cork && machine.has_only_small_bodies(CORK_BELOW) {
-            self.corked = true;
-            return Ok(Wrote::Corked);
-        }
-        let mut lent = LentStreams { streams, after: &mut after };
-        while self.writer.buffered() < WRITE_AHEAD {
-            let Some(frame) = machine.poll_transmit(now, &mut lent) else { break };
-            self.writer.start_send(frame);
-            taken = true;
-        }
-        let events = machine.has_events();
-        // Asked also while the conduit takes nothing: a peer that does not read must not be read without end, nor a
-        // deadline that has passed be looked at for ever.
-        (self.wants_frames, self.deadline) = (machine.wants_frames(), machine.poll_timeout());
-        state.unkick();
-        drop(state);
-        self.corked = false;
-        after.settle();
-        if events {
-            let state = self.shared.lock();
-            let work = settle(&self.shared, &self.serving, &mut self.events, state);
-            self.finish(work, cx);
-        }
-        let before = self.writer.written();
-        if self.writer.buffered() > 0
-            && let Poll::Ready(Err(error)) = self.writer.poll_flush(cx)
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        let writer = &mut self.outgoing.writer;
+        if writer.buffered() > 0
+            && let Poll::Ready(Err(error)) = writer.poll_flush(cx)
         {
-            self.lose(&error, cx);
+            self.change(cx, |machine| machine.handle_conduit_lost(error.to_string()));
+            self.stage = Stage::Done;
             return Err(());
         }
-        let wrote = taken || events || self.writer.written() != before;
-        Ok(if wrote { Wrote::Some } else { Wrote::Nothing })
-    }
-
-    fn lose(&mut self, error: &ConduitError, cx: &mut Context<'_>) {
-        let mut state = self.shared.lock();
-        state.machine.handle_conduit_lost(error.to_string());
-        let work = settle(&self.shared, &self.serving, &mut self.events, state);
-        self.finish(work, cx);
-        self.stage = Stage::Done;
+        Ok(())
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.deadline else { return false };
+        let Some(deadline) = self.outgoing.deadline else { return false };
         // Every byte that comes moves the keepalive's deadline away. The timer stays where it is and finds, when it
         // fires, that it is early: setting it anew for each read would cost more than the read's own bookkeeping.
         if self.sleep_until.is_none_or(|until| deadline < until) {
@@ -220,64 +315,20 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         }
         self.sleep_until = None;
         let now = self.shared.now();
-        if now < deadline {
-            return true;
+        if now >= deadline {
+            self.change(cx, |machine| machine.handle_timeout(now));
         }
-        let mut state = self.shared.lock();
-        state.machine.handle_timeout(now);
-        let work = settle(&self.shared, &self.serving, &mut self.events, state);
-        self.finish(work, cx);
         true
     }
 
-    /// Does what must not be done under the lock: wakes, drops, user code.
-    fn finish(&mut self, mut work: Work, cx: &mut Context<'_>) {
-        if let (Some(admission), Some(metadata)) = (&self.serving.admission, work.greeting.take()) {
-            tokio::spawn(admission.clone().admit(self.shared.clone(), metadata));
-        }
-        let (opens, calls) = work.tell(&self.shared);
-        for request in opens {
-            tokio::spawn(request.answer());
-        }
-        for call in calls {
-            self.run_handler(call, cx);
-        }
-        self.send_replies();
-    }
-
-    /// Sends the replies of handlers that were done inline.
-    fn send_replies(&mut self) {
-        for (body, reply) in self.replies.drain(..) {
-            respond(&self.shared, body, reply);
-        }
-    }
-
-    fn run_handler(&mut self, pending: PendingCall, cx: &mut Context<'_>) {
-        let PendingCall { entry, call, incoming, cancelled } = pending;
-        let guard = entry.guard(incoming.method());
-        let run_as = if entry.inline_within.is_some() { guard.decide() } else { RunAs::Spawned };
-        let body = ServedBody { call, connection: incoming.connection(), bytes: incoming.payload.len() };
-        let mut handler = Handler::new(self.shared.clone(), body, cancelled);
-        match run_as {
-            RunAs::Inline => {
-                let began = Instant::now();
-                let polled = handler.start_and_poll(&entry, incoming, cx);
-                guard.report(polled.is_ready() && entry.is_short(began.elapsed()));
-                match polled {
-                    Poll::Ready(reply) => {
-                        handler.disarm();
-                        self.replies.push((body, reply));
-                    }
-                    Poll::Pending => drop(tokio::spawn(handler)),
-                }
-            }
-            RunAs::Spawned | RunAs::Probe => {
-                handler.probe = (run_as == RunAs::Probe).then_some(guard);
-                // A small payload must not pin the block that it was read into for as long as its handler runs.
-                let incoming = IncomingCall { payload: Bytes::copy_from_slice(&incoming.payload), ..incoming };
-                tokio::spawn(async move { handler.run(entry, incoming).await });
-            }
-        }
+    /// Changes the machine and settles what follows.
+    fn change(&mut self, cx: &mut Context<'_>, change: impl FnOnce(&mut Machine)) {
+        let mut state = self.shared.lock();
+        change(&mut state.machine);
+        settle(&self.shared, &self.serving, &mut self.events, &mut state, &mut self.work);
+        drop(state);
+        self.outgoing.drained = false;
+        self.begin_work(cx);
     }
 
     /// The machine has ended: writes what is left, then waits a bounded time for the peer to close.
@@ -293,7 +344,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                     let State { machine, streams, .. } = &mut *state;
                     let mut lent = LentStreams { streams, after: &mut after };
                     while let Some(frame) = machine.poll_transmit(now, &mut lent) {
-                        self.writer.start_send(frame);
+                        self.outgoing.writer.start_send(frame);
                     }
                     drop(state);
                     after.settle();
@@ -304,7 +355,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                         continue;
                     }
                     if !*written {
-                        match self.writer.poll_close(cx) {
+                        match self.outgoing.writer.poll_close(cx) {
                             Poll::Pending => return Poll::Pending,
                             Poll::Ready(Ok(())) => *written = true,
                             Poll::Ready(Err(_already_ended)) => self.stage = Stage::Done,
@@ -316,6 +367,31 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                 }
                 Stage::Done => return Poll::Ready(()),
             }
+        }
+    }
+}
+
+impl Answered {
+    /// Says it, under the session's lock.
+    fn tell(&mut self, shared: &Arc<Shared>, state: &mut State, work: &mut Work) {
+        for (body, reply) in self.replies.drain(..) {
+            self.refused.extend(state.respond(shared, body, reply, &mut work.after).err());
+        }
+        for spawn in &self.started {
+            state.served.insert(spawn.handler().call(), spawn.handler().cancel_flag().clone());
+        }
+    }
+
+    /// Starts what was entered, without the lock.
+    fn spawn(&mut self, shared: &Arc<Shared>) {
+        for spawn in self.started.drain(..) {
+            match spawn {
+                Spawn::Fresh(handler, entry, incoming) => drop(tokio::spawn(handler.run(entry, incoming))),
+                Spawn::Polled(handler) => drop(tokio::spawn(handler)),
+            }
+        }
+        for refused in self.refused.drain(..) {
+            refused.answer(shared);
         }
     }
 }
@@ -336,21 +412,30 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Future for Driver<R, W> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        // Why it was woken is not known: the first round looks at everything.
+        this.outgoing.drained = false;
         for _ in 0..ROUNDS_PER_POLL {
             if this.shared.end().is_some() || !matches!(this.stage, Stage::Running) {
                 return this.poll_closing(cx);
             }
-            let read = this.poll_read(cx);
-            if this.shared.end().is_some() {
+            let input = this.poll_read(cx);
+            let read = input.is_some();
+            if read || !this.outgoing.drained {
+                this.exchange(input, cx);
+                if this.outgoing.corked {
+                    break;
+                }
+                if this.shared.end().is_some() {
+                    continue;
+                }
+            }
+            if this.poll_flush(cx).is_err() {
                 continue;
             }
-            let wrote = match this.poll_write(cx) {
-                Ok(Wrote::Corked) => break,
-                Ok(wrote) => matches!(wrote, Wrote::Some),
-                Err(()) => continue,
-            };
             let timed = this.poll_time(cx);
-            if !read && !wrote && !timed && this.shared.end().is_none() && this.shared.park_driver(cx).is_pending() {
+            // What the outbox still holds waits for the conduit, unless that has just taken all it had.
+            let stuck = this.outgoing.drained || this.outgoing.writer.buffered() >= WRITE_AHEAD;
+            if !read && !timed && stuck && this.shared.end().is_none() {
                 return Poll::Pending;
             }
         }
@@ -364,8 +449,8 @@ impl<R, W> Drop for Driver<R, W> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.machine.handle_conduit_lost("the session's task has ended");
-        let work = settle(&self.shared, &self.serving, &mut self.events, state);
-        // What the peer asked for last is not begun any more: dropped, it is nobody's.
-        let _unbegun = work.tell(&self.shared);
+        settle(&self.shared, &self.serving, &mut self.events, &mut state, &mut self.work);
+        drop(state);
+        self.work.tell(&self.shared);
     }
 }

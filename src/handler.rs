@@ -12,7 +12,7 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::session::{CallKey, CommandError};
 
-use crate::rpc::{BoxReply, IncomingCall, MethodGuard, Reply, ServiceEntry};
+use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, ServiceEntry};
 use crate::shared::Shared;
 
 /// Tells a handler that its caller has lost interest.
@@ -51,85 +51,108 @@ pub(crate) struct ServedBody {
 }
 
 /// Answers a call of the peer's; an answer that cannot be sent becomes an error that says so.
-pub(crate) fn respond(shared: &Arc<Shared>, body: ServedBody, reply: Reply) {
-    let (error, status) = match shared.respond(body, reply) {
-        // Nobody waits for the answer any more.
-        Ok(()) | Err(CommandError::NoCall | CommandError::NoConnection(_) | CommandError::SessionEnded(_)) => return,
-        Err(error @ CommandError::BodyTooLarge { .. }) => (error, Status::TooLarge),
-        Err(error) => (error, Status::HandlerFailed),
-    };
-    tracing::warn!(%error, "a handler's answer cannot be sent");
-    let body = ServedBody { bytes: 0, ..body };
-    // Fails only if the connection has ended meanwhile.
-    let _ended = shared.respond(body, Reply::empty(status));
+fn respond(shared: &Arc<Shared>, body: ServedBody, reply: Reply) {
+    if let Err(refused) = shared.respond(body, reply) {
+        refused.answer(shared);
+    }
+}
+
+/// An answer that was not taken, with all of it that must not be dropped under a lock.
+pub(crate) struct Refused {
+    pub(crate) body: ServedBody,
+    pub(crate) error: CommandError,
+    pub(crate) slots: OutboundSlots,
+}
+
+impl Refused {
+    /// Answers with an error that says so, if anybody waits for it.
+    pub(crate) fn answer(self, shared: &Arc<Shared>) {
+        let status = match &self.error {
+            CommandError::NoCall | CommandError::NoConnection(_) | CommandError::SessionEnded(_) => return,
+            CommandError::BodyTooLarge { .. } => Status::TooLarge,
+            _ => Status::HandlerFailed,
+        };
+        tracing::warn!(error = %self.error, "a handler's answer cannot be sent");
+        // Its bytes have gone back to the window.
+        let body = ServedBody { bytes: 0, ..self.body };
+        drop(self.slots);
+        // Fails only if the connection has ended meanwhile.
+        let _ended = shared.respond(body, Reply::empty(status));
+    }
+}
+
+/// Runs the service's own code for the first time, panics contained. A call that is not done leaves its future.
+pub(crate) fn start_and_poll(
+    entry: &ServiceEntry,
+    incoming: IncomingCall,
+    cx: &mut Context<'_>,
+) -> Result<Reply, BoxReply> {
+    let first = std::panic::AssertUnwindSafe(|| {
+        let mut future = entry.service.call(incoming);
+        // One that is done is dropped in here: its drop is user code, too.
+        match future.as_mut().poll(cx) {
+            Poll::Ready(reply) => Ok(reply),
+            Poll::Pending => Err(future),
+        }
+    });
+    std::panic::catch_unwind(first).unwrap_or_else(|_panic| Ok(Reply::empty(Status::HandlerFailed)))
 }
 
 /// A handler at work. Dropped without an answer (it panicked, or the runtime ends), it answers that it failed.
 pub(crate) struct Handler {
     shared: Arc<Shared>,
-    /// Until it is answered.
-    body: Option<ServedBody>,
+    body: ServedBody,
+    answered: bool,
     future: Option<BoxReply>,
     cancelled: Arc<CancelFlag>,
     pub(crate) probe: Option<Arc<MethodGuard>>,
 }
 
 impl Handler {
-    pub(crate) fn new(shared: Arc<Shared>, body: ServedBody, cancelled: Arc<CancelFlag>) -> Self {
-        Handler { shared, body: Some(body), future: None, cancelled, probe: None }
+    pub(crate) fn new(shared: Arc<Shared>, body: ServedBody) -> Self {
+        let (answered, future, cancelled, probe) = (false, None, Arc::default(), None);
+        Handler { shared, body, answered, future, cancelled, probe }
     }
 
-    /// Runs the service's own code for the first time, panics contained.
-    pub(crate) fn start_and_poll(
-        &mut self,
-        entry: &ServiceEntry,
-        incoming: IncomingCall,
-        cx: &mut Context<'_>,
-    ) -> Poll<Reply> {
-        let first = std::panic::AssertUnwindSafe(|| {
-            let mut future = entry.service.call(incoming);
-            // One that is done is dropped in here: its drop is user code, too.
-            match future.as_mut().poll(cx) {
-                Poll::Ready(reply) => Ok(reply),
-                Poll::Pending => Err(future),
-            }
-        });
-        match std::panic::catch_unwind(first) {
-            Ok(Ok(reply)) => Poll::Ready(reply),
-            Ok(Err(future)) => {
-                self.future = Some(future);
-                Poll::Pending
-            }
-            Err(_panic) => Poll::Ready(Reply::empty(Status::HandlerFailed)),
-        }
+    /// One that was polled, and was not done.
+    pub(crate) fn started(shared: Arc<Shared>, body: ServedBody, future: BoxReply) -> Self {
+        let mut handler = Handler::new(shared, body);
+        handler.future = Some(future);
+        handler
+    }
+
+    pub(crate) fn call(&self) -> CallKey {
+        self.body.call
+    }
+
+    pub(crate) fn cancel_flag(&self) -> &Arc<CancelFlag> {
+        &self.cancelled
     }
 
     pub(crate) async fn run(mut self, entry: Arc<ServiceEntry>, incoming: IncomingCall) {
         let mut first = Some(incoming);
         let polled = std::future::poll_fn(|cx| {
             let began = Instant::now();
-            let Some(incoming) = first.take() else { return Poll::Ready(Poll::Pending) };
-            let polled = self.start_and_poll(&entry, incoming, cx);
-            if let Some(probe) = self.probe.take() {
-                probe.report(polled.is_ready() && entry.is_short(began.elapsed()));
+            let polled = first.take().map(|incoming| start_and_poll(&entry, incoming, cx));
+            if let (Some(polled), Some(probe)) = (&polled, self.probe.take()) {
+                probe.report(polled.is_ok() && entry.is_short(began.elapsed()));
             }
             Poll::Ready(polled)
         })
         .await;
         match polled {
-            Poll::Ready(reply) => self.answer(reply),
-            Poll::Pending => self.await,
+            Some(Ok(reply)) => self.answer(reply),
+            Some(Err(future)) => {
+                self.future = Some(future);
+                self.await;
+            }
+            None => {}
         }
     }
 
-    /// Whoever has the reply answers; nothing is answered at drop any more.
-    pub(crate) fn disarm(&mut self) {
-        self.body = None;
-    }
-
     fn answer(&mut self, reply: Reply) {
-        if let Some(body) = self.body.take() {
-            respond(&self.shared, body, reply);
+        if !std::mem::replace(&mut self.answered, true) {
+            respond(&self.shared, self.body, reply);
         }
     }
 }

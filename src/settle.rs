@@ -29,15 +29,18 @@ pub(crate) struct PendingCall {
     pub(crate) entry: Arc<ServiceEntry>,
     pub(crate) call: CallKey,
     pub(crate) incoming: IncomingCall,
-    pub(crate) cancelled: Arc<CancelFlag>,
+    /// The caller lost interest before it could start.
+    pub(crate) cancelled: bool,
 }
 
-/// What the driver does after the lock is dropped.
+/// What the driver does after the lock is dropped. Used again for the next lock, with its memory.
 #[derive(Default)]
 pub(crate) struct Work {
-    after: Aftermath,
-    calls: Vec<PendingCall>,
-    opens: Vec<OpenRequest>,
+    pub(crate) after: Aftermath,
+    /// Handlers to start.
+    pub(crate) calls: Vec<PendingCall>,
+    /// Opens of paid services, each to be answered by a task.
+    pub(crate) opens: Vec<OpenRequest>,
     ended: Vec<(Arc<ConnectionCell>, ConnectionEnd, Option<MoneyCount>)>,
     cancelled: Vec<Arc<CancelFlag>>,
     /// Openers and the handshake's waiter, with what they wait for: their wakers may be anybody's.
@@ -53,50 +56,61 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Tells everybody who waits, and returns what is to be begun. To be called without a lock.
-    pub(crate) fn tell(self, shared: &Shared) -> (Vec<OpenRequest>, Vec<PendingCall>) {
-        if self.calls_ended {
+    /// Tells everybody who waits; what is to be begun is left in `calls` and `opens`. To be called without a lock.
+    pub(crate) fn tell(&mut self, shared: &Shared) {
+        if std::mem::take(&mut self.calls_ended) {
             shared.notice_calls_gone();
         }
-        if self.connections_gone {
+        if std::mem::take(&mut self.connections_gone) {
             shared.notice_gone();
         }
-        for (cell, end, money) in self.ended {
+        for (cell, end, money) in self.ended.drain(..) {
             cell.set_end(end, money);
         }
-        self.cancelled.iter().for_each(|flag| flag.raise());
-        if let Some((opened, metadata)) = self.opened {
+        self.cancelled.drain(..).for_each(|flag| flag.raise());
+        if let Some((opened, metadata)) = self.opened.take() {
             // Nobody waits any more if the handshake was given up; the session's end follows then.
             let _given_up = opened.send(metadata);
         }
-        for (open, answer) in self.answers {
+        for (open, answer) in self.answers.drain(..) {
             // An opener that was dropped has closed the connection.
             let _abandoned = open.send(answer);
         }
         self.after.settle();
-        if let Some(end) = self.session_end {
+        if let Some(end) = self.session_end.take() {
             shared.set_end(end);
         }
-        (self.opens, self.calls)
+    }
+
+    /// The caller of a call of the peer's is gone.
+    fn cancel(&mut self, state: &mut State, call: CallKey) {
+        match state.served.remove(call) {
+            Some(flag) => self.cancelled.push(flag),
+            // It may have come with the same read, and not have been started.
+            None => {
+                if let Some(pending) = self.calls.iter_mut().find(|pending| pending.call == call) {
+                    pending.cancelled = true;
+                }
+            }
+        }
     }
 }
 
-/// Settles all events under the lock that is handed in, and drops it.
+/// Settles all events under the session's lock.
 pub(crate) fn settle(
     shared: &Arc<Shared>,
     serving: &Serving,
     events: &mut VecDeque<Event>,
-    mut state: parking_lot::MutexGuard<'_, State>,
-) -> Work {
-    let mut work = Work::default();
+    state: &mut State,
+    work: &mut Work,
+) {
     // A violation found here is an event of its own.
     while state.machine.has_events() {
         state.machine.swap_events(events);
         for event in events.drain(..) {
-            settle_event(shared, serving, &mut state, event, &mut work);
+            settle_event(shared, serving, state, event, work);
         }
     }
-    work
 }
 
 /// Settles one event under the session's lock.
@@ -147,7 +161,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             state.announced.insert(call, streams);
         }
         Event::CallRequested(call) => settle_call(shared, serving, state, work, call),
-        Event::CallCancelled { call } => work.cancelled.extend(state.served.remove(call)),
+        Event::CallCancelled { call } => work.cancel(state, call),
         Event::CallAnswered(answer) => {
             let connection = answer.connection;
             let streams = enter_streams(shared, state, connection, &answer.slots);
@@ -175,9 +189,9 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
         Event::CallFailed { call } => {
             work.calls_ended = true;
             work.after.discard(state.announced.remove(&call).unwrap_or_default());
-            work.cancelled.extend(state.served.remove(call));
-            if let Some(slot) = waiting_slot(state, call) {
-                work.after.wake(slot.settle(Outcome::Failed));
+            match waiting_slot(state, call) {
+                Some(slot) => work.after.wake(slot.settle(Outcome::Failed)),
+                None => work.cancel(state, call),
             }
         }
         Event::PeerGoingAway { reason, .. } => tracing::debug!(%reason, "the peer is going away"),
@@ -323,8 +337,6 @@ fn settle_call(shared: &Arc<Shared>, serving: &Serving, state: &mut State, work:
         state.machine.consume_body(call.connection, call.payload.len());
         return;
     };
-    let cancelled = Arc::new(CancelFlag::default());
-    state.served.insert(call.call, cancelled.clone());
     let incoming = IncomingCall {
         method: MethodId(call.method),
         metadata: call.metadata,
@@ -334,7 +346,7 @@ fn settle_call(shared: &Arc<Shared>, serving: &Serving, state: &mut State, work:
         connection: call.connection,
         peer: serving.peer.clone(),
     };
-    work.calls.push(PendingCall { entry, call: call.call, incoming, cancelled });
+    work.calls.push(PendingCall { entry, call: call.call, incoming, cancelled: false });
 }
 
 /// Creates this side's end of the streams that the peer announced.

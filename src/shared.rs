@@ -4,7 +4,7 @@
 //! [`Aftermath`]. The lock comes before any stream's.
 
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use tollway_protocol::session::{
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
 
-use crate::handler::{CancelFlag, ServedBody};
+use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
@@ -67,9 +67,8 @@ pub(crate) struct State {
     pub(crate) opened: Option<oneshot::Sender<Metadata>>,
     /// Responder: the metadata of the peer's hello, until the session is open.
     pub(crate) hello: Option<Metadata>,
+    /// The driver, while nothing was put into the outbox since it looked.
     driver: Option<Waker>,
-    /// Something was put into the outbox since the driver looked.
-    kicked: bool,
 }
 
 /// The answer to an open.
@@ -120,9 +119,52 @@ impl ConnectionCell {
 }
 
 impl State {
-    /// The driver has seen all that is in the outbox.
-    pub(crate) fn unkick(&mut self) {
-        self.kicked = false;
+    /// The driver has seen the outbox: whoever puts something into it from now on wakes it.
+    pub(crate) fn park(&mut self, driver: &Waker) {
+        if !self.driver.as_ref().is_some_and(|parked| parked.will_wake(driver)) {
+            self.driver = Some(driver.clone());
+        }
+    }
+
+    /// Answers a call of the peer's, and gives its body's bytes back to the window.
+    pub(crate) fn respond(
+        &mut self,
+        shared: &Arc<Shared>,
+        body: ServedBody,
+        reply: Reply,
+        after: &mut Aftermath,
+    ) -> Result<(), Refused> {
+        let Reply { status, metadata, payload, slots } = reply;
+        self.machine.consume_body(body.connection, body.bytes);
+        let flows = slots.flows();
+        match self.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows }) {
+            Ok(keys) => {
+                self.bind_streams(shared, body.connection, slots, &keys, after);
+                Ok(())
+            }
+            Err(error) => Err(Refused { body, error, slots }),
+        }
+    }
+
+    /// Enters the streams that a frame will announce.
+    fn bind_streams(
+        &mut self,
+        shared: &Arc<Shared>,
+        connection: ConnectionId,
+        slots: OutboundSlots,
+        keys: &[StreamKey],
+        after: &mut Aftermath,
+    ) {
+        if slots.is_empty() {
+            return;
+        }
+        let Some((own, peer)) = self.machine.limits(connection).map(|(own, peer)| (*own, *peer)) else { return };
+        for (core, &key) in slots.into_cores().into_iter().zip(keys) {
+            if let Some(code) = core.bind(shared, key, (&own, &peer), after) {
+                self.machine.stop_stream(key, code);
+            }
+            self.streams.insert(key, core);
+        }
     }
 }
 
@@ -141,7 +183,6 @@ impl Shared {
             opened: Some(opened),
             hello: None,
             driver: None,
-            kicked: false,
         };
         Arc::new(Shared {
             state: Mutex::new(state),
@@ -167,24 +208,13 @@ impl Shared {
         self.state.lock()
     }
 
-    /// Drops the lock, then wakes the driver if it sleeps.
+    /// Drops the lock, then wakes the driver if it has looked already.
     pub(crate) fn unlock_and_kick(mut state: MutexGuard<'_, State>) {
-        state.kicked = true;
         let driver = state.driver.take();
         drop(state);
         if let Some(driver) = driver {
             driver.wake();
         }
-    }
-
-    /// The driver goes to sleep, unless something was put into the outbox since it looked.
-    pub(crate) fn park_driver(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.lock();
-        if std::mem::take(&mut state.kicked) {
-            return Poll::Ready(());
-        }
-        state.driver = Some(cx.waker().clone());
-        Poll::Pending
     }
 
     pub(crate) fn end(&self) -> Option<&SessionEnd> {
@@ -298,54 +328,23 @@ impl Shared {
         let (call, keys) = state.machine.start_call(spec)?;
         let slot = state.slots.insert(CallSlot::waiting(waker));
         state.calls.insert(call, slot);
-        let after = if slots.is_empty() {
-            Aftermath::default()
-        } else {
-            self.bind_streams(&mut state, connection, slots, &keys)
-        };
+        let mut after = Aftermath::default();
+        state.bind_streams(self, connection, slots, &keys, &mut after);
         Self::unlock_and_kick(state);
         after.settle();
         Ok((call, slot))
     }
 
-    /// Enters the streams that a frame will announce.
-    fn bind_streams(
-        self: &Arc<Self>,
-        state: &mut State,
-        connection: ConnectionId,
-        slots: OutboundSlots,
-        keys: &[StreamKey],
-    ) -> Aftermath {
+    /// Answers a call of the peer's; see [`State::respond`].
+    pub(crate) fn respond(self: &Arc<Self>, body: ServedBody, reply: Reply) -> Result<(), Refused> {
         let mut after = Aftermath::default();
-        let Some((own, peer)) = state.machine.limits(connection).map(|(own, peer)| (*own, *peer)) else {
-            return after;
-        };
-        for (core, &key) in slots.into_cores().into_iter().zip(keys) {
-            if let Some(code) = core.bind(self, key, (&own, &peer), &mut after) {
-                state.machine.stop_stream(key, code);
-            }
-            state.streams.insert(key, core);
-        }
-        after
-    }
-
-    /// Answers a call of the peer's, and gives its body's bytes back to the window.
-    pub(crate) fn respond(self: &Arc<Self>, body: ServedBody, reply: Reply) -> Result<(), CommandError> {
-        let Reply { status, metadata, payload, slots } = reply;
-        let flows = slots.flows();
         let mut state = self.lock();
         let cancel_flag = state.served.remove(body.call);
-        state.machine.consume_body(body.connection, body.bytes);
-        let keys = state.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows })?;
-        let after = if slots.is_empty() {
-            Aftermath::default()
-        } else {
-            self.bind_streams(&mut state, body.connection, slots, &keys)
-        };
+        let result = state.respond(self, body, reply, &mut after);
         Self::unlock_and_kick(state);
         drop(cancel_flag);
         after.settle();
-        Ok(())
+        result
     }
 
     /// The caller is gone. `call` may be the key of nothing any more.
@@ -405,7 +404,8 @@ impl Shared {
         let flows = slots.flows();
         let mut state = self.lock();
         let (connection, keys) = state.machine.create_item_streams(of, &flows)?;
-        let after = self.bind_streams(&mut state, connection, slots, &keys);
+        let mut after = Aftermath::default();
+        state.bind_streams(self, connection, slots, &keys, &mut after);
         drop(state);
         after.settle();
         Ok(keys)

@@ -303,16 +303,19 @@ pub const MAX_INLINE: Duration = Duration::from_millis(100);
 /// Whether the handlers of one method may be polled on the driver: never blind.
 ///
 /// The first call of a method is spawned and timed. Was it done in its first poll and short, the next ones are polled
-/// inline, each timed; one that is not makes the next 512 calls spawn, and the call after them is a probe again.
+/// inline, each timed. One that is not makes the next 512 calls spawn, and the call after them is a probe again; after
+/// 512 short ones it may have been the machine that was busy, and the next call is the probe.
 #[derive(Debug)]
 pub(crate) struct MethodGuard {
     /// Calls that are still to be spawned; the last of them is the probe. Zero: poll inline.
     to_spawn: AtomicU32,
+    /// Short first polls since the last one that was not.
+    short: AtomicU32,
 }
 
 impl Default for MethodGuard {
     fn default() -> Self {
-        MethodGuard { to_spawn: AtomicU32::new(1) }
+        MethodGuard { to_spawn: AtomicU32::new(1), short: AtomicU32::new(0) }
     }
 }
 
@@ -345,8 +348,15 @@ impl MethodGuard {
     }
 
     /// Reports a first poll: whether it was the last, too, and short.
-    pub(crate) fn report(&self, short: bool) {
-        let next = if short { 0 } else { SPAWN_AFTER_LONG };
+    pub(crate) fn report(&self, is_short: bool) {
+        // Racing sessions may lose a count; the figures are rules of thumb.
+        let short = self.short.load(Ordering::Relaxed);
+        let (next, short) = match is_short {
+            true => (0, short.saturating_add(1)),
+            false if short >= SPAWN_AFTER_LONG => (1, 0),
+            false => (SPAWN_AFTER_LONG, 0),
+        };
+        self.short.store(short, Ordering::Relaxed);
         self.to_spawn.store(next, Ordering::Relaxed);
     }
 }
@@ -393,5 +403,19 @@ mod tests {
         assert!(is_short(Some(limit), limit) && !is_short(Some(limit), limit + Duration::from_nanos(1)));
         assert!(is_short(Some(Duration::MAX), MAX_INLINE));
         assert!(!is_short(Some(Duration::MAX), MAX_INLINE + Duration::from_nanos(1)), "a session must answer pings");
+    }
+
+    #[test]
+    fn one_long_poll_among_many_short_ones_costs_one_probe() {
+        let guard = MethodGuard::default();
+        for _ in 0..SPAWN_AFTER_LONG {
+            guard.report(true);
+        }
+        guard.report(false);
+        assert_eq!(guard.decide(), RunAs::Probe);
+        guard.report(true);
+        assert_eq!(guard.decide(), RunAs::Inline);
+        guard.report(false);
+        assert_eq!(guard.decide(), RunAs::Spawned, "a second one so soon is the method's own");
     }
 }

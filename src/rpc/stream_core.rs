@@ -51,7 +51,6 @@ pub(crate) struct StreamCore {
 }
 
 /// What is to be done when all locks are dropped: wakers may run anything, and so may drops.
-#[must_use]
 #[derive(Default)]
 pub(crate) struct Aftermath {
     wakers: SmallVec<[Waker; 4]>,
@@ -78,8 +77,10 @@ impl Aftermath {
     }
 
     /// To be called without a lock.
-    pub(crate) fn settle(self) {
-        self.wakers.into_iter().for_each(Waker::wake);
+    pub(crate) fn settle(&mut self) {
+        self.wakers.drain(..).for_each(Waker::wake);
+        self.streams.clear();
+        self.cores.clear();
     }
 }
 
