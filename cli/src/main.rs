@@ -56,9 +56,9 @@ order, with open channels closed; the second ends it at once.";
 enum Command {
     /// Make a key in a new file and print its address.
     Keygen(keygen::Arguments),
-    /// Run a local ledger, which holds deposits.
+    /// Run a local ledger, which holds deposits, and give orders to one.
     #[command(subcommand)]
-    Ledger(LedgerCommand),
+    Ledger(ledger::Command),
     /// Sell the files of a directory.
     Serve(serve::Arguments),
     /// Fetch a file and pay for it as it comes.
@@ -71,12 +71,6 @@ enum Command {
     /// Work with vouchers that are written down.
     #[command(subcommand)]
     Voucher(VoucherCommand),
-}
-
-#[derive(Subcommand)]
-enum LedgerCommand {
-    /// Serve a ledger.
-    Serve(ledger::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -94,7 +88,7 @@ fn main() -> ExitCode {
     log();
     let result = match arguments.command {
         Command::Keygen(arguments) => keygen::run(&arguments),
-        Command::Ledger(LedgerCommand::Serve(arguments)) => in_runtime(|i| ledger::run(arguments, i)),
+        Command::Ledger(command) => in_runtime(|i| ledger::run(command, i)),
         Command::Serve(arguments) => in_runtime(|i| serve::run(arguments, i)),
         Command::Fetch(arguments) => in_runtime(|i| fetch::run(arguments, i)),
         Command::Demo(arguments) => in_runtime(|i| demo::run(arguments, i)),

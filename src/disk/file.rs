@@ -25,15 +25,17 @@ const CACHE_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Payee,
+    Ledger,
 }
 
 impl FileKind {
-    pub(crate) const ALL: [FileKind; 1] = [FileKind::Payee];
+    pub(crate) const ALL: [FileKind; 2] = [FileKind::Payee, FileKind::Ledger];
 
     /// For people, and in the file.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             FileKind::Payee => "a payee's store",
+            FileKind::Ledger => "a ledger",
         }
     }
 }

@@ -1,18 +1,20 @@
-//! The rules of the local ledger, in memory: no I/O, no clock, no randomness.
+//! The rules of the local ledger: no I/O, no clock, no randomness.
 //!
 //! It does what the deployed v1 contract does, with accounts in place of token transfers and signed orders in place of
 //! transactions. Every order checks all it has to check before it changes anything, so a refused order changes nothing.
-//! The outcome depends on the orders and their times alone: a journal of both restores the ledger.
+//! The outcome depends on the orders and their times alone. What an order has changed is known by row ([`Row`]), so that a
+//! ledger in a file writes just that.
 //!
 //! Invariants: for each token, balances + deposits that are not paid out = what was funded, to the unit; for each
 //! channel, `settled ≤ deposit`; an id that was opened stays known for ever.
 //!
 //! Who runs the ledger holds the deposits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use tollway_protocol::payment::ledger_messages::{
-    Close, LedgerIdentity, LedgerMessage, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
+    Close, Fund, LedgerIdentity, LedgerMessage, OpenChannel, RequestClose, Settle, Signed, TopUp, Transfer, Withdraw,
 };
 use tollway_protocol::payment::{
     Address, Amount, ChannelId, Hash, Signature, Verifier, Voucher, VoucherDomain, VoucherProtocol,
@@ -22,6 +24,9 @@ use super::{EscrowChannel, EscrowRefusal, Settlement};
 
 /// The grace period of the deployed v1 contract, 15 minutes, in milliseconds.
 pub const DEFAULT_GRACE_MS: u64 = 15 * 60 * 1_000;
+/// The most that a ledger in development mode makes up for one deposit, in base units: what the smaller vouchers can
+/// state. All money of a token has to stay below 2^128, so that one deposit near it would leave none for others.
+pub const MAX_DEV_CREDIT: Amount = Amount::MAX_U96;
 
 /// How a ledger behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +56,9 @@ pub struct LedgerImbalance {
 }
 
 /// A channel and what is needed to answer a repeated order as the first time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    channel: EscrowChannel,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) channel: EscrowChannel,
     /// The digest of the order that opened it.
     opened_by: Hash,
     last_settle: Option<Settlement>,
@@ -78,10 +83,35 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Ending {
     Closed(Settlement),
     Withdrawn(Settlement),
+}
+
+/// The last order of an account that had a nonce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LastOrder {
+    pub(super) nonce: u64,
+    /// So that the same order again is known.
+    digest: Hash,
+}
+
+/// A part of the books that is changed as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Row {
+    Balance(Address, Address),
+    Funded(Address),
+    LastOrder(Address),
+    Channel(ChannelId),
+}
+
+/// What is in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    Amount(Amount),
+    LastOrder(LastOrder),
+    Entry(Box<Entry>),
 }
 
 /// The local ledger.
@@ -94,9 +124,11 @@ pub struct Ledger {
     balances: BTreeMap<(Address, Address), Amount>,
     /// By token. No balance and no deposit can pass it, so sums of them cannot overflow.
     funded: BTreeMap<Address, Amount>,
-    /// The highest nonce of each payer.
-    nonces: BTreeMap<Address, u64>,
+    /// With the highest nonce of each account that gives orders.
+    last_orders: BTreeMap<Address, LastOrder>,
     channels: BTreeMap<ChannelId, Entry>,
+    /// What has changed since somebody took note of it: at most all of the above.
+    touched: BTreeSet<Row>,
 }
 
 impl Ledger {
@@ -108,8 +140,9 @@ impl Ledger {
             config,
             balances: BTreeMap::new(),
             funded: BTreeMap::new(),
-            nonces: BTreeMap::new(),
+            last_orders: BTreeMap::new(),
             channels: BTreeMap::new(),
+            touched: BTreeSet::new(),
         }
     }
 
@@ -130,7 +163,7 @@ impl Ledger {
 
     /// The highest nonce that a payer has used; its next order needs a higher one.
     pub fn last_nonce(&self, payer: Address) -> u64 {
-        self.nonces.get(&payer).copied().unwrap_or_default()
+        self.last_orders.get(&payer).map_or(0, |last| last.nonce)
     }
 
     /// A channel, also an ended one; `None` when it was never opened.
@@ -147,8 +180,58 @@ impl Ledger {
         let funded = funded.checked_add(amount).ok_or(EscrowRefusal::TooMuch)?;
         let balance = self.balance(holder, token).checked_add(amount).ok_or(EscrowRefusal::TooMuch)?;
         self.funded.insert(token, funded);
-        self.balances.insert((holder, token), balance);
+        self.touched.insert(Row::Funded(token));
+        self.set_balance(holder, token, balance);
         Ok(())
+    }
+
+    /// Puts new money into an account by the operator's order, and answers with what is in it. The operator's last order
+    /// repeated has no effect and is answered with what is in the account now.
+    ///
+    /// # Errors
+    /// The refusal; nothing has changed then.
+    pub fn fund_by(&mut self, order: &Signed<Fund>, now_ms: u64) -> Result<Amount, EscrowRefusal> {
+        let Fund { holder, token, amount, nonce, expiry } = order.message;
+        let operator = self.identity.escrow;
+        self.authorise(order, operator)?;
+        let last = LastOrder { nonce, digest: order.message.digest(&self.identity) };
+        if !self.is_repeated(operator, last) {
+            if holder.is_zero() {
+                return Err(EscrowRefusal::NobodyPaid);
+            }
+            self.check_fresh(operator, nonce, expiry, now_ms)?;
+            self.fund(holder, token, amount)?;
+            self.note_order(operator, last);
+        }
+        Ok(self.balance(holder, token))
+    }
+
+    /// Moves money between two accounts, and answers with what is left in the one that it leaves. The account's last
+    /// order repeated has no effect and is answered with what is in the account now.
+    ///
+    /// # Errors
+    /// The refusal; nothing has changed then.
+    pub fn transfer(&mut self, order: &Signed<Transfer>, now_ms: u64) -> Result<Amount, EscrowRefusal> {
+        let Transfer { from, to, token, amount, nonce, expiry } = order.message;
+        self.authorise(order, from)?;
+        let last = LastOrder { nonce, digest: order.message.digest(&self.identity) };
+        if !self.is_repeated(from, last) {
+            if to.is_zero() {
+                return Err(EscrowRefusal::NobodyPaid);
+            }
+            self.check_fresh(from, nonce, expiry, now_ms)?;
+            let available = self.balance(from, token);
+            let short = EscrowRefusal::InsufficientBalance { needed: amount, available };
+            let rest = available.checked_sub(amount).ok_or(short)?;
+            // To oneself nothing moves.
+            if from != to {
+                let balance = self.balance(to, token).checked_add(amount).ok_or(EscrowRefusal::TooMuch)?;
+                self.set_balance(from, token, rest);
+                self.set_balance(to, token, balance);
+            }
+            self.note_order(from, last);
+        }
+        Ok(self.balance(from, token))
     }
 
     /// Opens a channel with a deposit from the payer's account. Repeated, it answers with the channel as it is now.
@@ -171,7 +254,7 @@ impl Ledger {
         }
         self.check_fresh(open.payer, open.nonce, open.expiry, now_ms)?;
         self.take(open.payer, open.token, open.deposit)?;
-        self.nonces.insert(open.payer, open.nonce);
+        self.note_order(open.payer, LastOrder { nonce: open.nonce, digest: opened_by });
         let channel = EscrowChannel {
             descriptor,
             deposit: open.deposit,
@@ -180,6 +263,7 @@ impl Ledger {
             finalized: false,
         };
         self.channels.insert(id, Entry { channel: channel.clone(), opened_by, last_settle: None, ending: None });
+        self.touched.insert(Row::Channel(id));
         Ok(channel)
     }
 
@@ -200,7 +284,7 @@ impl Ledger {
         };
         self.check_fresh(payer, top_up.nonce, top_up.expiry, now_ms)?;
         self.take(payer, token, more)?;
-        self.nonces.insert(payer, top_up.nonce);
+        self.note_order(payer, LastOrder { nonce: top_up.nonce, digest: top_up.digest(&self.identity) });
         let channel = &mut self.entry_mut(top_up.channel_id)?.channel;
         channel.deposit = top_up.deposit;
         channel.close_requested_at_ms = None;
@@ -283,7 +367,7 @@ impl Ledger {
         }
         // The nonce matters here: a top-up cancels a request, and nobody may bring the cancelled one back.
         self.check_fresh(payer, nonce, expiry, now_ms)?;
-        self.nonces.insert(payer, nonce);
+        self.note_order(payer, LastOrder { nonce, digest: order.message.digest(&self.identity) });
         let channel = &mut self.entry_mut(channel_id)?.channel;
         channel.close_requested_at_ms = Some(now_ms);
         Ok(channel.clone())
@@ -308,8 +392,8 @@ impl Ledger {
             return Err(EscrowRefusal::GracePeriod { until_ms, now_ms });
         }
         self.check_fresh(payer, nonce, expiry, now_ms)?;
-        self.nonces.insert(payer, nonce);
         let reference = order.message.digest(&self.identity);
+        self.note_order(payer, LastOrder { nonce, digest: reference });
         self.end(channel_id, reference, Ending::Withdrawn)
     }
 
@@ -340,7 +424,60 @@ impl Ledger {
     }
 
     fn entry_mut(&mut self, id: ChannelId) -> Result<&mut Entry, EscrowRefusal> {
-        self.channels.get_mut(&id).ok_or(EscrowRefusal::UnknownChannel(id))
+        let entry = self.channels.get_mut(&id).ok_or(EscrowRefusal::UnknownChannel(id))?;
+        self.touched.insert(Row::Channel(id));
+        Ok(entry)
+    }
+
+    fn set_balance(&mut self, holder: Address, token: Address, balance: Amount) {
+        self.balances.insert((holder, token), balance);
+        self.touched.insert(Row::Balance(holder, token));
+    }
+
+    fn note_order(&mut self, giver: Address, last: LastOrder) {
+        self.last_orders.insert(giver, last);
+        self.touched.insert(Row::LastOrder(giver));
+    }
+
+    fn is_repeated(&self, giver: Address, order: LastOrder) -> bool {
+        self.last_orders.get(&giver) == Some(&order)
+    }
+
+    /// The rows that have changed since the last time, and their contents.
+    pub(super) fn take_touched(&mut self) -> Vec<(Row, Content)> {
+        let touched = std::mem::take(&mut self.touched);
+        touched.into_iter().filter_map(|row| Some((row, self.content(&row)?))).collect()
+    }
+
+    fn content(&self, row: &Row) -> Option<Content> {
+        Some(match row {
+            Row::Balance(holder, token) => Content::Amount(self.balance(*holder, *token)),
+            Row::Funded(token) => Content::Amount(*self.funded.get(token)?),
+            Row::LastOrder(giver) => Content::LastOrder(*self.last_orders.get(giver)?),
+            Row::Channel(id) => Content::Entry(Box::new(self.channels.get(id)?.clone())),
+        })
+    }
+
+    /// Puts a row back that was stored. A content that is not of the row's kind is refused.
+    #[cfg(feature = "redb")]
+    pub(super) fn restore(&mut self, row: Row, content: Content) -> Result<(), (Row, Content)> {
+        match (row, content) {
+            (Row::Balance(holder, token), Content::Amount(amount)) => {
+                self.balances.insert((holder, token), amount);
+            }
+            (Row::Funded(token), Content::Amount(amount)) => drop(self.funded.insert(token, amount)),
+            (Row::LastOrder(giver), Content::LastOrder(last)) => drop(self.last_orders.insert(giver, last)),
+            (Row::Channel(id), Content::Entry(entry)) if entry.channel.descriptor.id() == id => {
+                self.channels.insert(id, *entry);
+            }
+            other => return Err(other),
+        }
+        Ok(())
+    }
+
+    /// How many channels it knows, ended ones included.
+    pub fn channel_count(&self) -> usize {
+        self.channels.len()
     }
 
     /// Always first: nothing is answered to whom it does not concern.
@@ -371,14 +508,14 @@ impl Ledger {
         let available = self.balance(payer, token);
         let missing = amount.saturating_sub(available);
         if !missing.is_zero() {
-            if !self.config.dev {
+            if !self.config.dev || missing > MAX_DEV_CREDIT {
                 return Err(EscrowRefusal::InsufficientBalance { needed: amount, available });
             }
             self.fund(payer, token, missing)?;
         }
         let rest = self.balance(payer, token).checked_sub(amount);
         let rest = rest.ok_or(EscrowRefusal::InsufficientBalance { needed: amount, available })?;
-        self.balances.insert((payer, token), rest);
+        self.set_balance(payer, token, rest);
         Ok(())
     }
 
@@ -390,7 +527,7 @@ impl Ledger {
         let share = amount.checked_sub(settled).ok_or(EscrowRefusal::BelowSettled { amount, settled })?;
         let balance = self.balance(payee, token).checked_add(share).ok_or(EscrowRefusal::TooMuch)?;
         self.entry_mut(id)?.channel.settled = amount;
-        self.balances.insert((payee, token), balance);
+        self.set_balance(payee, token, balance);
         Ok(())
     }
 
@@ -408,7 +545,7 @@ impl Ledger {
         let entry = self.entry_mut(id)?;
         entry.channel.finalized = true;
         entry.ending = Some(ending(settlement));
-        self.balances.insert((payer, token), balance);
+        self.set_balance(payer, token, balance);
         Ok(settlement)
     }
 }

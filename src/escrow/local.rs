@@ -1,4 +1,4 @@
-//! The local ledger as an escrow in this process.
+//! The local ledger as an escrow in this process: in memory, or in a file.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,10 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tollway_protocol::payment::ledger_messages::{
-    Close, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
+    Close, Fund, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Transfer, Withdraw,
 };
 use tollway_protocol::payment::{Address, Amount, ChannelId, Signature, VoucherProtocol};
 
+#[cfg(feature = "redb")]
+use super::file::{LedgerFile, LedgerFileError};
+use super::ledger::{Content, Row};
 use super::remote::LedgerInfo;
 use super::{Escrow, EscrowChannel, EscrowError, EscrowRefusal, Ledger, LedgerConfig, Settlement};
 use crate::future::BoxFuture;
@@ -25,6 +28,9 @@ pub struct LocalLedger {
     identity: LedgerIdentity,
     ledger: Arc<Mutex<Ledger>>,
     clock: Clock,
+    /// With a file, every order is durable before it is answered, and reads see nothing that is not.
+    #[cfg(feature = "redb")]
+    file: Option<Arc<LedgerFile>>,
 }
 
 impl LocalLedger {
@@ -36,7 +42,48 @@ impl LocalLedger {
 
     /// Serves a ledger by another clock, in milliseconds since 1970.
     pub fn with_clock(ledger: Ledger, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        LocalLedger { identity: ledger.identity(), ledger: Arc::new(Mutex::new(ledger)), clock: Arc::new(clock) }
+        LocalLedger {
+            identity: ledger.identity(),
+            ledger: Arc::new(Mutex::new(ledger)),
+            clock: Arc::new(clock),
+            #[cfg(feature = "redb")]
+            file: None,
+        }
+    }
+
+    /// Opens the ledger in a file, and makes the file if there is none. Only one process can have it open. After a
+    /// failure of the disk it answers nothing until the file is opened again.
+    ///
+    /// # Errors
+    /// When the file is in use, cannot be read or written, is no ledger or that of another key, or its books do not
+    /// balance.
+    #[cfg(feature = "redb")]
+    pub fn open(
+        path: impl AsRef<std::path::Path>,
+        identity: LedgerIdentity,
+        config: LedgerConfig,
+    ) -> Result<Self, LedgerFileError> {
+        let (ledger, file) = LedgerFile::open(path.as_ref(), identity, config)?;
+        Ok(Self::filed(ledger, file))
+    }
+
+    /// As [`LocalLedger::open`], on a backend of its own kind, which may be empty.
+    ///
+    /// # Errors
+    /// As [`LocalLedger::open`].
+    #[cfg(feature = "redb")]
+    pub fn open_on(
+        backend: impl crate::disk::StorageBackend,
+        identity: LedgerIdentity,
+        config: LedgerConfig,
+    ) -> Result<Self, LedgerFileError> {
+        let (ledger, file) = LedgerFile::on(backend, identity, config)?;
+        Ok(Self::filed(ledger, file))
+    }
+
+    #[cfg(feature = "redb")]
+    fn filed(ledger: Ledger, file: LedgerFile) -> Self {
+        LocalLedger { file: Some(Arc::new(file)), ..Self::new(ledger) }
     }
 
     /// What the ledger is known by.
@@ -50,15 +97,40 @@ impl LocalLedger {
         LedgerInfo { chain_id: self.identity.chain_id, escrow: self.identity.escrow, dev, grace_ms }
     }
 
-    /// Puts new money into an account; see [`Ledger::fund`].
+    /// Puts new money into an account, without an order: whoever holds this is the operator. See [`Ledger::fund`].
     ///
     /// # Errors
-    /// [`EscrowRefusal::TooMuch`] when all money of the token would pass 2^128.
-    pub fn fund(&self, holder: Address, token: Address, amount: Amount) -> Result<(), EscrowRefusal> {
-        self.ledger.lock().fund(holder, token, amount)
+    /// When all money of the token would pass 2^128, and when the file failed.
+    pub async fn fund(&self, holder: Address, token: Address, amount: Amount) -> Result<(), EscrowError> {
+        self.act(move |ledger, _| ledger.fund(holder, token, amount)).await
     }
 
-    /// Reads from the ledger, such as balances, nonces or its conservation.
+    /// Puts new money into an account by the operator's order; see [`Ledger::fund_by`].
+    ///
+    /// # Errors
+    /// When the ledger refuses, or its file failed.
+    pub async fn fund_by(&self, order: Signed<Fund>) -> Result<Amount, EscrowError> {
+        self.act(move |ledger, now_ms| ledger.fund_by(&order, now_ms)).await
+    }
+
+    /// Moves money between two accounts; see [`Ledger::transfer`].
+    ///
+    /// # Errors
+    /// When the ledger refuses, or its file failed.
+    pub async fn transfer(&self, order: Signed<Transfer>) -> Result<Amount, EscrowError> {
+        self.act(move |ledger, now_ms| ledger.transfer(&order, now_ms)).await
+    }
+
+    /// What is in an account, in base units.
+    ///
+    /// # Errors
+    /// When the ledger's file failed.
+    pub async fn balance(&self, holder: Address, token: Address) -> Result<Amount, EscrowError> {
+        self.act(move |ledger, _| Ok(ledger.balance(holder, token))).await
+    }
+
+    /// Reads from the ledger as it is in memory, such as nonces or its conservation. With a file, that may be ahead of
+    /// what is durable: for looking at it, not for acting on it.
     pub fn read<T>(&self, read: impl FnOnce(&Ledger) -> T) -> T {
         read(&self.ledger.lock())
     }
@@ -69,9 +141,24 @@ impl LocalLedger {
     ) -> BoxFuture<'_, Result<T, EscrowError>> {
         Box::pin(async move {
             let now_ms = (self.clock)();
-            Ok(act(&mut self.ledger.lock(), now_ms)?)
+            #[cfg(feature = "redb")]
+            if let Some(file) = &self.file {
+                let ledger = self.ledger.clone();
+                return Ok(file.write(move || act_on(&ledger, |ledger| act(ledger, now_ms))).await??);
+            }
+            Ok(act_on(&self.ledger, |ledger| act(ledger, now_ms)).0?)
         })
     }
+}
+
+/// Carries an order out in memory, and says what it has changed there.
+fn act_on<T>(
+    ledger: &Mutex<Ledger>,
+    act: impl FnOnce(&mut Ledger) -> Result<T, EscrowRefusal>,
+) -> (Result<T, EscrowRefusal>, Vec<(Row, Content)>) {
+    let mut ledger = ledger.lock();
+    let result = act(&mut ledger);
+    (result, ledger.take_touched())
 }
 
 impl fmt::Debug for LocalLedger {

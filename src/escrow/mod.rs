@@ -14,12 +14,18 @@
 //! ```
 //! A finalised id is never opened again.
 
+#[cfg(feature = "redb")]
+mod file;
 mod ledger;
 mod local;
 pub mod remote;
 mod service;
 
-pub use ledger::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerImbalance};
+#[cfg(feature = "redb")]
+pub use file::LedgerFileError;
+#[cfg(feature = "redb")]
+pub(crate) use file::verify_file;
+pub use ledger::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerImbalance, MAX_DEV_CREDIT};
 pub use local::LocalLedger;
 pub use service::{LedgerClient, LedgerService};
 

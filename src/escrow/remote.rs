@@ -10,7 +10,7 @@ use std::future::Future;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tollway_protocol::payment::ledger_messages::{
-    Close, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
+    Close, Fund, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Transfer, Withdraw,
 };
 use tollway_protocol::payment::{Address, Amount, ChannelId, Signature};
 
@@ -41,11 +41,15 @@ pub enum LedgerMethod {
     Withdraw,
     /// [`FindBalance`] → [`Amount`].
     Balance,
+    /// The operator's order [`Fund`] → what is in the account, [`Amount`].
+    Fund,
+    /// An order [`Transfer`] → what is left in the account, [`Amount`].
+    Transfer,
 }
 
 impl LedgerMethod {
     /// All of them.
-    pub const ALL: [LedgerMethod; 9] = [
+    pub const ALL: [LedgerMethod; 11] = [
         LedgerMethod::Identity,
         LedgerMethod::Channel,
         LedgerMethod::Open,
@@ -55,6 +59,8 @@ impl LedgerMethod {
         LedgerMethod::RequestClose,
         LedgerMethod::Withdraw,
         LedgerMethod::Balance,
+        LedgerMethod::Fund,
+        LedgerMethod::Transfer,
     ];
 
     /// The method's name in the service.
@@ -69,6 +75,8 @@ impl LedgerMethod {
             LedgerMethod::RequestClose => "request_close",
             LedgerMethod::Withdraw => "withdraw",
             LedgerMethod::Balance => "balance",
+            LedgerMethod::Fund => "fund",
+            LedgerMethod::Transfer => "transfer",
         }
     }
 }
@@ -100,6 +108,8 @@ calls! {
     Signed<RequestClose> => RequestClose => EscrowChannel;
     Signed<Withdraw> => Withdraw => Settlement;
     FindBalance => Balance => Amount;
+    Signed<Fund> => Fund => Amount;
+    Signed<Transfer> => Transfer => Amount;
 }
 
 /// Asks the ledger who it is.
@@ -206,11 +216,9 @@ pub async fn dispatch(ledger: &LocalLedger, method: LedgerMethod, args: &[u8]) -
         LedgerMethod::Close => answer(args, |CloseWith { order, voucher }| ledger.close(order, voucher)).await,
         LedgerMethod::RequestClose => answer(args, |order: Signed<RequestClose>| ledger.request_close(order)).await,
         LedgerMethod::Withdraw => answer(args, |order: Signed<Withdraw>| ledger.withdraw(order)).await,
-        LedgerMethod::Balance => {
-            let balance =
-                |FindBalance { holder, token }| async move { Ok(ledger.read(|it| it.balance(holder, token))) };
-            answer(args, balance).await
-        }
+        LedgerMethod::Balance => answer(args, |FindBalance { holder, token }| ledger.balance(holder, token)).await,
+        LedgerMethod::Fund => answer(args, |order: Signed<Fund>| ledger.fund_by(order)).await,
+        LedgerMethod::Transfer => answer(args, |order: Signed<Transfer>| ledger.transfer(order)).await,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tollway_protocol::payment::ledger_messages::{
-    Close, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
+    Close, Fund, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Transfer, Withdraw,
 };
 use tollway_protocol::payment::{Address, Amount, ChannelId, Signature, VoucherProtocol};
 
@@ -136,6 +136,22 @@ impl LedgerClient {
     /// [`EscrowError::Unavailable`].
     pub async fn balance(&self, holder: Address, token: Address) -> Result<Amount, EscrowError> {
         self.call(FindBalance { holder, token }).await
+    }
+
+    /// Puts new money into an account, by an order that is signed with the ledger's own key. Answers with what is in it.
+    ///
+    /// # Errors
+    /// When the ledger refuses or is unavailable; after the latter the same order is to be sent again.
+    pub async fn fund(&self, order: Signed<Fund>) -> Result<Amount, EscrowError> {
+        self.call(order).await
+    }
+
+    /// Moves money from one account to another. Answers with what is left.
+    ///
+    /// # Errors
+    /// When the ledger refuses or is unavailable; after the latter the same order is to be sent again.
+    pub async fn transfer(&self, order: Signed<Transfer>) -> Result<Amount, EscrowError> {
+        self.call(order).await
     }
 
     /// Calls, on a new connection if the last one has ended. The same ledger must answer there.

@@ -66,6 +66,7 @@ fn wrong_usage_is_told_apart_from_failure() {
     let wrong = tollway(&["fetch", "http://127.0.0.1:1/x"]);
     assert_eq!(wrong.code, Some(2));
     assert!(wrong.stderr.contains("tcp://"), "{wrong:?}");
-    let durable = tollway(&["ledger", "serve", "--listen", "tcp://127.0.0.1:0", "--key", "none"]).failure();
-    assert!(durable.stderr.contains("--dev"), "{durable:?}");
+    let nowhere = tollway(&["ledger", "serve", "--listen", "tcp://127.0.0.1:0", "--key", "none"]);
+    assert_eq!(nowhere.code, Some(2));
+    assert!(nowhere.stderr.contains("--store"), "{nowhere:?}");
 }

@@ -104,6 +104,11 @@ static REQUEST_CLOSE: LazyLock<Hash> =
     LazyLock::new(|| keccak256(b"RequestClose(bytes32 channelId,uint64 nonce,uint64 expiry)"));
 static WITHDRAW: LazyLock<Hash> =
     LazyLock::new(|| keccak256(b"Withdraw(bytes32 channelId,uint64 nonce,uint64 expiry)"));
+static FUND: LazyLock<Hash> =
+    LazyLock::new(|| keccak256(b"Fund(address holder,address token,uint128 amount,uint64 nonce,uint64 expiry)"));
+static TRANSFER: LazyLock<Hash> = LazyLock::new(|| {
+    keccak256(b"Transfer(address from,address to,address token,uint128 amount,uint64 nonce,uint64 expiry)")
+});
 
 /// Opens a channel with a deposit out of the payer's account. Signed by the payer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,5 +249,62 @@ pub struct Withdraw {
 impl LedgerMessage for Withdraw {
     fn struct_hash(&self) -> Hash {
         StructHasher::new(&WITHDRAW).word(&Hash(self.channel_id.0)).u64(self.nonce).u64(self.expiry).finish()
+    }
+}
+
+/// Puts new money into an account. Signed by the ledger's own key: its operator has taken the money in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fund {
+    /// Whose account.
+    pub holder: Address,
+    /// The token.
+    pub token: Address,
+    /// How much is added, in base units.
+    pub amount: Amount,
+    /// Used once by the operator; rises.
+    pub nonce: u64,
+    /// When the order lapses: milliseconds since 1970 by the ledger's clock; 0 for never.
+    pub expiry: u64,
+}
+
+impl LedgerMessage for Fund {
+    fn struct_hash(&self) -> Hash {
+        StructHasher::new(&FUND)
+            .address(&self.holder)
+            .address(&self.token)
+            .u128(self.amount.units())
+            .u64(self.nonce)
+            .u64(self.expiry)
+            .finish()
+    }
+}
+
+/// Moves money from one account to another. Signed by whose account it leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Whose account it leaves.
+    pub from: Address,
+    /// Whose account it enters.
+    pub to: Address,
+    /// The token.
+    pub token: Address,
+    /// How much, in base units.
+    pub amount: Amount,
+    /// Used once for each account that pays; rises.
+    pub nonce: u64,
+    /// When the order lapses: milliseconds since 1970 by the ledger's clock; 0 for never.
+    pub expiry: u64,
+}
+
+impl LedgerMessage for Transfer {
+    fn struct_hash(&self) -> Hash {
+        StructHasher::new(&TRANSFER)
+            .address(&self.from)
+            .address(&self.to)
+            .address(&self.token)
+            .u128(self.amount.units())
+            .u64(self.nonce)
+            .u64(self.expiry)
+            .finish()
     }
 }

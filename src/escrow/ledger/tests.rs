@@ -9,6 +9,7 @@ use crate::escrow::{Escrow, EscrowError, LocalLedger};
 
 const TOKEN: Address = Address([0x20; 20]);
 const GRACE_MS: u64 = 1_000;
+const OPERATOR: u8 = 7;
 
 fn key(seed: u8) -> SecretKey {
     SecretKey::from_bytes([seed; 32]).unwrap()
@@ -19,7 +20,7 @@ fn amount(units: u64) -> Amount {
 }
 
 fn identity() -> LedgerIdentity {
-    LedgerIdentity::of(&key(7))
+    LedgerIdentity::of(&key(OPERATOR))
 }
 
 fn ledger() -> Ledger {
@@ -310,6 +311,7 @@ fn development_mode_credits_what_a_deposit_lacks_and_counts_it_as_funding() {
 #[test]
 fn the_largest_amounts_do_not_overflow() {
     let mut ledger = Ledger::new(identity(), LedgerConfig { grace_ms: u64::MAX, dev: true });
+    ledger.fund(key(1).address(), TOKEN, Amount::MAX).unwrap();
     let everything = OpenChannel { deposit: Amount::MAX, ..open_order(0, 1) };
     let channel = ledger.open(&sign(everything, 1), 0).unwrap().descriptor;
     assert_eq!(ledger.fund(key(3).address(), TOKEN, amount(1)), Err(EscrowRefusal::TooMuch));
@@ -343,3 +345,66 @@ async fn the_local_ledger_serves_as_an_escrow() {
 }
 
 mod model;
+
+fn fund_order(holder: u8, units: u64, nonce: u64) -> Fund {
+    Fund { holder: key(holder).address(), token: TOKEN, amount: amount(units), nonce, expiry: 0 }
+}
+
+#[test]
+fn funding_needs_the_operators_key_and_counts_once_for_each_order() {
+    let mut ledger = ledger();
+    let before = ledger.clone();
+    for stranger in [1, 2] {
+        let refused = ledger.fund_by(&sign(fund_order(2, 50, 1), stranger), 0);
+        assert_eq!(refused, Err(EscrowRefusal::Unauthorised { expected: identity().escrow }));
+    }
+    assert_eq!(ledger, before);
+    for _ in 0..3 {
+        assert_eq!(ledger.fund_by(&sign(fund_order(2, 50, 1), OPERATOR), 0), Ok(amount(50)));
+    }
+    // The same nonce with another content is another order, and an older one has had its turn.
+    let other = ledger.fund_by(&sign(fund_order(2, 51, 1), OPERATOR), 0);
+    assert_eq!(other, Err(EscrowRefusal::NonceUsed { nonce: 1, last: 1 }));
+    assert_eq!(ledger.fund_by(&sign(fund_order(2, 50, 2), OPERATOR), 0), Ok(amount(100)));
+    let late = ledger.fund_by(&sign(fund_order(2, 50, 1), OPERATOR), 0);
+    assert_eq!(late, Err(EscrowRefusal::NonceUsed { nonce: 1, last: 2 }));
+    let lapsed = ledger.fund_by(&sign(Fund { expiry: 5, ..fund_order(2, 50, 3) }, OPERATOR), 6);
+    assert_eq!(lapsed, Err(EscrowRefusal::Expired { expiry_ms: 5, now_ms: 6 }));
+    ledger.conservation().unwrap();
+}
+
+#[test]
+fn a_transfer_moves_what_its_signer_has_and_counts_once() {
+    let mut ledger = ledger();
+    let order = |units: u64, nonce: u64| Transfer {
+        from: key(1).address(),
+        to: key(3).address(),
+        token: TOKEN,
+        amount: amount(units),
+        nonce,
+        expiry: 0,
+    };
+    assert!(matches!(ledger.transfer(&sign(order(1, 1), 3), 0), Err(EscrowRefusal::Unauthorised { .. })));
+    let short = EscrowRefusal::InsufficientBalance { needed: amount(1_001), available: amount(1_000) };
+    assert_eq!(ledger.transfer(&sign(order(1_001, 1), 1), 0), Err(short));
+    for _ in 0..3 {
+        assert_eq!(ledger.transfer(&sign(order(400, 1), 1), 0), Ok(amount(600)));
+    }
+    let to_oneself = Transfer { to: key(1).address(), ..order(600, 2) };
+    assert_eq!(ledger.transfer(&sign(to_oneself, 1), 0), Ok(amount(600)));
+    assert_eq!(ledger.balance(key(3).address(), TOKEN), amount(400));
+    assert_eq!(ledger.last_nonce(key(1).address()), 2);
+    ledger.conservation().unwrap();
+}
+
+#[test]
+fn one_huge_deposit_in_development_mode_leaves_room_for_others() {
+    let mut ledger = Ledger::new(identity(), LedgerConfig { dev: true, ..LedgerConfig::default() });
+    let huge = OpenChannel { deposit: Amount::MAX, ..open_order(1, 1) };
+    assert!(matches!(ledger.open(&sign(huge, 1), 0), Err(EscrowRefusal::InsufficientBalance { .. })));
+    let largest = OpenChannel { deposit: MAX_DEV_CREDIT, ..open_order(1, 1) };
+    ledger.open(&sign(largest, 1), 0).unwrap();
+    let other = OpenChannel { payer: key(3).address(), ..open_order(600, 1) };
+    ledger.open(&sign(other, 3), 0).unwrap();
+    ledger.conservation().unwrap();
+}

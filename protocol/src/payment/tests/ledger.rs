@@ -72,6 +72,9 @@ fn orders_of_different_kinds_with_the_same_fields_never_share_a_signature() {
         RequestClose { channel_id, nonce: 5, expiry: 0 }.digest(&ledger),
         Withdraw { channel_id, nonce: 5, expiry: 0 }.digest(&ledger),
         TopUp { channel_id, deposit: amount, nonce: 5, expiry: 0 }.digest(&ledger),
+        Fund { holder: key(1).address(), token: Address::ZERO, amount, nonce: 5, expiry: 0 }.digest(&ledger),
+        Transfer { from: key(1).address(), to: Address::ZERO, token: Address::ZERO, amount, nonce: 5, expiry: 0 }
+            .digest(&ledger),
         VoucherDomain::new(VoucherProtocol::V1, ledger.chain_id, ledger.escrow)
             .voucher_digest(&channel_id, amount)
             .unwrap(),
@@ -88,4 +91,37 @@ fn an_opened_channel_is_a_v1_channel_of_the_ledger() {
     assert_eq!(descriptor.check(), Ok(()));
     assert_eq!((descriptor.chain_id, descriptor.escrow), (ledger.chain_id, ledger.escrow));
     assert_eq!(descriptor.signer(), key(1).address());
+}
+
+#[test]
+fn funding_and_transfers_are_signed_with_all_their_fields() {
+    let ledger = LedgerIdentity::of(&key(7));
+    let (holder, token, amount) = (key(1).address(), Address([0x20; 20]), Amount::from(5));
+    let fund = Fund { holder, token, amount, nonce: 1, expiry: 2 };
+    let transfer = Transfer { from: holder, to: key(2).address(), token, amount, nonce: 1, expiry: 2 };
+    let funds: &[fn(&mut Fund)] = &[
+        |order| order.holder = Address([9; 20]),
+        |order| order.token = Address([9; 20]),
+        |order| order.amount = Amount::from(6),
+        |order| order.nonce += 1,
+        |order| order.expiry += 1,
+    ];
+    for edit in funds {
+        let mut other = fund.clone();
+        edit(&mut other);
+        assert_ne!(other.digest(&ledger), fund.digest(&ledger), "{other:?}");
+    }
+    let transfers: &[fn(&mut Transfer)] = &[
+        |order| order.from = Address([9; 20]),
+        |order| order.to = Address([9; 20]),
+        |order| order.token = Address([9; 20]),
+        |order| order.amount = Amount::from(6),
+        |order| order.nonce += 1,
+        |order| order.expiry += 1,
+    ];
+    for edit in transfers {
+        let mut other = transfer.clone();
+        edit(&mut other);
+        assert_ne!(other.digest(&ledger), transfer.digest(&ledger), "{other:?}");
+    }
 }

@@ -7,9 +7,9 @@ use clap::Args;
 use serde::Serialize;
 use tollway::SessionConfig;
 use tollway::conduit::endpoint::Endpoint;
-use tollway::escrow::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerService, LocalLedger};
+use tollway::escrow::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerFileError, LedgerService, LocalLedger};
 use tollway::rpc::Services;
-use tollway_protocol::payment::{Address, LedgerIdentity, SecretKey};
+use tollway_protocol::payment::{Address, LedgerIdentity};
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
@@ -23,13 +23,18 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs a ledger: it holds deposits and pays them out by voucher. Who runs it holds the money.
 ///
-/// With --dev it credits any payer what a deposit needs and keeps everything in memory, for trying things out.
+/// With --store every order is in the file before it is answered. With --dev it credits any payer what a deposit needs,
+/// and without a file it keeps everything in memory, for trying things out.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
+#[command(after_help = "Examples:\n  \
     tollway keygen ledger.key\n  \
+    tollway ledger serve --store ledger.redb --listen tcp://127.0.0.1:7300 --key ledger.key\n  \
     tollway ledger serve --dev --listen tcp://127.0.0.1:7300 --key ledger.key")]
 pub(crate) struct Arguments {
-    /// For trying out: in memory, and with credit for everybody.
+    /// The file with the books; made if it is not there.
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    store: Option<PathBuf>,
+    /// For trying out: credit for everybody.
     #[arg(long)]
     dev: bool,
     /// Where to listen, as often as wanted: tcp://, tls://, quic://, ws:// or wss:// with HOST:PORT, where port 0 takes
@@ -39,6 +44,9 @@ pub(crate) struct Arguments {
     /// The ledger's key, which is what it is known by.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// Seconds that a payee may still settle after the payer has asked to withdraw.
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_GRACE_MS / 1_000)]
+    withdrawal_grace: u64,
     /// Print the line that says that it is ready as a JSON object.
     #[arg(long)]
     json: bool,
@@ -51,12 +59,10 @@ pub(crate) struct Arguments {
 
 /// What a ledger cannot be.
 #[derive(Debug, thiserror::Error)]
-enum LedgerError {
-    #[error(
-        "a ledger that keeps its books on disk is not there yet: add --dev for one in memory that credits any payer, for \
-         trying out"
-    )]
-    NotDurable,
+#[error("cannot use the ledger in {}: {source}", .path.display())]
+struct Unusable {
+    path: PathBuf,
+    source: LedgerFileError,
 }
 
 #[derive(Serialize)]
@@ -70,31 +76,32 @@ struct Ready<'a> {
     grace_ms: u64,
 }
 
-pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
-    if !arguments.dev {
-        return Err(LedgerError::NotDurable.into());
-    }
-    let ledger = dev_ledger(&keys::load(&arguments.key)?);
-    let services = Services::new().with(LedgerService::new(ledger.clone()));
+pub(super) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
+    let identity = LedgerIdentity::of(&keys::load(&arguments.key)?);
+    let config = LedgerConfig { grace_ms: arguments.withdrawal_grace.saturating_mul(1_000), dev: arguments.dev };
+    let ledger = match &arguments.store {
+        Some(path) => {
+            LocalLedger::open(path, identity, config).map_err(|source| Unusable { path: path.clone(), source })?
+        }
+        None => LocalLedger::new(Ledger::new(identity, config)),
+    };
+    let services = Services::new().with(LedgerService::new(ledger));
     let mut server = server(bind(&arguments.listen, &arguments.tls, Some(&arguments.key)).await?)?;
     server.set_config(SessionConfig { services, ..SessionConfig::default() });
-    announce(server.endpoint(), ledger.identity(), arguments.json)?;
+    announce(server.endpoint(), identity, config, arguments.json)?;
     server.run(shutdown(interrupts, arguments.exit_with_stdin), GRACE).await;
     Ok(())
 }
 
-/// A ledger in memory that credits any payer.
-pub(crate) fn dev_ledger(key: &SecretKey) -> LocalLedger {
-    LocalLedger::new(Ledger::new(LedgerIdentity::of(key), LedgerConfig { dev: true, ..LedgerConfig::default() }))
-}
-
-fn announce(url: &Endpoint, LedgerIdentity { chain_id, escrow }: LedgerIdentity, json: bool) -> Result<(), Failure> {
+fn announce(url: &Endpoint, identity: LedgerIdentity, config: LedgerConfig, json: bool) -> Result<(), Failure> {
+    let LedgerIdentity { chain_id, escrow } = identity;
+    let LedgerConfig { grace_ms, dev } = config;
     let (url, chain_id) = (url.to_string(), chain_id.to_string());
     if json {
-        let grace_ms = DEFAULT_GRACE_MS;
-        output::json(&Ready { event: "ready", url, escrow, chain_id, dev: true, grace_ms })?;
+        output::json(&Ready { event: "ready", url, escrow, chain_id, dev, grace_ms })?;
     } else {
-        output::line(&format!("ready: ledger for trying out at {url}, escrow {escrow}, chain {chain_id}"))?;
+        let what = if dev { "ledger for trying out" } else { "ledger" };
+        output::line(&format!("ready: {what} at {url}, escrow {escrow}, chain {chain_id}"))?;
     }
     Ok(())
 }
