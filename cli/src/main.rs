@@ -1,6 +1,7 @@
 //! The `tollway` command.
 
 mod access;
+mod bench;
 mod demo;
 mod failure;
 mod fetch;
@@ -68,6 +69,8 @@ enum Command {
     /// Look after the file of a payee, a payer or a ledger.
     #[command(subcommand)]
     Store(store::Command),
+    /// Measure what a link carries: calls, items, opens, and whether one connection slows another.
+    Bench(bench::Arguments),
     /// Work with vouchers that are written down.
     #[command(subcommand)]
     Voucher(VoucherCommand),
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Fetch(arguments) => in_runtime(|i| fetch::run(arguments, i)),
         Command::Demo(arguments) => in_runtime(|i| demo::run(arguments, i)),
         Command::Store(command) => store::run(command),
+        Command::Bench(arguments) => in_runtime(|i| bench::run(arguments, i)),
         Command::Voucher(VoucherCommand::Check { file }) => {
             voucher::check(&file, &mut std::io::stdout().lock()).map_err(Failure::from)
         }

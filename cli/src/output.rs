@@ -125,7 +125,7 @@ pub(crate) fn table(rows: &[(&str, String)]) -> String {
     rows.join("\n")
 }
 
-/// A bar with bytes, rate and money; nothing where nobody looks.
+/// A bar with what is done and at what rate; nothing where nobody looks.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -142,6 +142,20 @@ impl Progress {
         let style = ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Progress { bar, refreshed: None }
+    }
+
+    /// A bar for so long a time on standard error, if that is a terminal.
+    pub(crate) fn over(time: Duration) -> Self {
+        let bar = ProgressBar::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let style = ProgressStyle::with_template("{bar:24} {percent:>3} % {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Progress { bar, refreshed: None }
+    }
+
+    /// So much of the time has passed.
+    pub(crate) fn reach(&mut self, passed: Duration, message: impl FnOnce() -> String) {
+        let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        self.advance(passed.saturating_sub(self.bar.position()), message);
     }
 
     /// So many more bytes; `message` is asked now and then.

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod bench;
 mod conduits;
 mod demo;
 mod fetch;

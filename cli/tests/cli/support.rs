@@ -57,8 +57,17 @@ impl Running {
 
     /// Starts another program, such as a shell that sets limits and becomes the command.
     pub(crate) fn start_with(program: &str, arguments: &[impl AsRef<OsStr>]) -> Self {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::spawn(Command::new(program).args(arguments))
+    }
+
+    /// As [`start`](Self::start), with what the command logs for those who look into it.
+    pub(crate) fn start_logging(arguments: &[impl AsRef<OsStr>]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollway"));
+        Running::spawn(command.env("RUST_LOG", "tollway=debug").args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
         let stderr = lines(child.stderr.take().unwrap());
@@ -72,6 +81,17 @@ impl Running {
             Ok(line) => line,
             Err(_) => panic!("no line: {}", self.stderr.try_iter().collect::<String>()),
         }
+    }
+
+    /// Waits for a line on standard error.
+    #[track_caller]
+    pub(crate) fn wait_for_note(&mut self, is_it: impl Fn(&str) -> bool) {
+        while let Ok(line) = self.stderr.recv_timeout(PATIENCE) {
+            if is_it(&line) {
+                return;
+            }
+        }
+        panic!("it does not say so");
     }
 
     #[cfg(unix)]
