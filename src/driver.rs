@@ -135,8 +135,8 @@ impl<W: FrameWriter> Outgoing<W> {
         let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
         self.corked = cork && machine.has_only_small_bodies(CORK_BELOW);
         while !self.corked && !self.drained && self.writer.buffered() < WRITE_AHEAD {
-            let State { machine, streams, .. } = state;
-            let mut lent = LentStreams { streams, after: &mut work.after };
+            let State { machine, streams, relays, .. } = state;
+            let mut lent = LentStreams { relays, streams, after: &mut work.after };
             match machine.poll_transmit(now, &mut lent) {
                 Some(frame) => self.writer.start_send(frame),
                 None if machine.has_events() => settle(state, work),
@@ -240,6 +240,9 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         for request in self.work.opens.drain(..) {
             tokio::spawn(request.answer());
         }
+        for (acceptor, open) in self.work.incoming.drain(..) {
+            tokio::spawn(async move { acceptor.accept(open).await });
+        }
         std::mem::swap(&mut self.calls, &mut self.work.calls);
         let mut calls = std::mem::take(&mut self.calls);
         let any = !calls.is_empty();
@@ -341,8 +344,8 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                     let now = self.shared.now();
                     let mut after = Aftermath::default();
                     let mut state = self.shared.lock();
-                    let State { machine, streams, .. } = &mut *state;
-                    let mut lent = LentStreams { streams, after: &mut after };
+                    let State { machine, streams, relays, .. } = &mut *state;
+                    let mut lent = LentStreams { relays, streams, after: &mut after };
                     while let Some(frame) = machine.poll_transmit(now, &mut lent) {
                         self.outgoing.writer.start_send(frame);
                     }

@@ -11,11 +11,13 @@ pub mod escrow;
 mod failpoint;
 pub mod future;
 mod handler;
+mod incoming;
 #[cfg(test)]
 mod leak_tests;
 #[cfg(feature = "redb")]
 pub mod maintenance;
 pub mod payment;
+pub mod relay;
 pub mod rpc;
 mod server;
 mod session;
@@ -25,6 +27,8 @@ pub mod store;
 
 pub use client::{ConnectError, connect, connect_with};
 pub use connection::Connection;
+pub use incoming::{Acceptor, IncomingOpen};
+pub use relay::proxy_connections;
 pub use server::{Server, ServerConfig, ServerHandle, Stopped};
 pub use session::{OpenError, Session, SessionConfig, SessionError};
 pub use tollway_protocol as protocol;

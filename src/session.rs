@@ -205,6 +205,11 @@ impl Session {
         }
     }
 
+    /// What a relay needs of it.
+    pub(crate) fn relay_parts(&self) -> (&Arc<Shared>, ConnectionLimits) {
+        (&self.inner.shared, self.inner.limits)
+    }
+
     /// The last measured round-trip time.
     pub fn rtt(&self) -> Option<Duration> {
         self.inner.shared.lock().machine.rtt()

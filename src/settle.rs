@@ -10,6 +10,7 @@ use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::relay::{RelayError, Side};
 use tollway_protocol::session::{
     CallKey, Event, InboundSlot, IncomingCall as Call, IncomingResponse, MoneyCount, ResponseSpec,
 };
@@ -17,7 +18,9 @@ use tollway_protocol::stream::StreamKey;
 
 use crate::driver::Serving;
 use crate::handler::CancelFlag;
+use crate::incoming::{Acceptor, IncomingOpen, OpenDetails};
 use crate::payment::{OpenRequest, PaymentEvent};
+use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
     Aftermath, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, Response, ServiceEntry, StreamCore,
     StreamError,
@@ -51,6 +54,12 @@ pub(crate) struct Work {
     /// Connections were forgotten.
     connections_gone: bool,
     session_end: Option<SessionEnd>,
+    /// Opens that the application answers.
+    pub(crate) incoming: Vec<(Arc<dyn Acceptor>, IncomingOpen)>,
+    /// Sides of relays for which something waits.
+    relays: Vec<Endpoint>,
+    /// Relays that have lost this side.
+    relays_ended: Vec<(Arc<Relay>, Side, ConnectionEnd)>,
     /// The metadata of a hello about which the session's admission decides.
     pub(crate) greeting: Option<Metadata>,
 }
@@ -75,6 +84,10 @@ impl Work {
         for (open, answer) in self.answers.drain(..) {
             // An opener that was dropped has closed the connection.
             let _abandoned = open.send(answer);
+        }
+        self.relays.drain(..).for_each(|endpoint| endpoint.tell());
+        for (relay, side, end) in self.relays_ended.drain(..) {
+            relay.handle_end(side, end);
         }
         self.after.settle();
         if let Some(end) = self.session_end.take() {
@@ -135,15 +148,21 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             state.announced.drain().for_each(|(_, streams)| work.after.discard(streams));
             work.session_end = Some(end);
         }
-        Event::ConnectionRequested { connection, service, credential, .. } => {
-            settle_open(shared, serving, state, work, (connection, service, credential));
+        Event::ConnectionRequested { connection, service, metadata, limits, parity, credential } => {
+            let request = OpenDetails { service, metadata, limits, parity, credential };
+            settle_open(shared, serving, state, work, connection, request);
         }
-        Event::ConnectionAccepted { connection, metadata, receipt, .. } => {
+        Event::ConnectionAccepted { connection, metadata, limits, receipt } => {
+            // Frames for the other side may come at once.
+            if let Some((relay, _)) = state.relays.get(&connection) {
+                relay.join(limits, !receipt.is_empty());
+            }
             answer_open(state, work, connection, OpenAnswer::Accepted { metadata, receipt });
         }
         Event::ConnectionRejected { connection, reason, metadata, terms } => {
             work.connections_gone |= state.connections.remove(&connection).is_some();
             state.mailboxes.remove(&connection);
+            state.relays.remove(&connection);
             answer_open(state, work, connection, OpenAnswer::Rejected { reason, metadata, terms });
         }
         Event::ConnectionClosed { connection, end, money } => {
@@ -154,8 +173,12 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 work.connections_gone = true;
                 work.ended.push((cell, end.clone(), money));
             }
+            if let Some((relay, side)) = state.relays.remove(&connection) {
+                work.relays_ended.push((relay, side, end.clone()));
+            }
             answer_open(state, work, connection, OpenAnswer::Ended(end));
         }
+        Event::Relayed { connection, frame } => settle_relayed(state, work, connection, &frame),
         Event::StreamsAnnounced { connection, call, slots } => {
             let streams = enter_streams(shared, state, connection, &slots);
             state.announced.insert(call, streams);
@@ -230,16 +253,12 @@ fn forget_unannounced(state: &mut State, work: &mut Work, mut dropped: Vec<Strea
 
 fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &mut Work) {
     match event {
-        Event::StreamItems { stream, run, slots } => {
+        Event::StreamItems { connection, stream, run, slots } => {
             let Some(core) = state.streams.get(stream).cloned() else {
                 // Nobody will see the streams in it.
                 return slots.iter().for_each(|slot| state.machine.discard_stream(slot.stream));
             };
-            let connection = state.machine.stream_connection(stream);
-            let streams = match connection {
-                Some(connection) if !slots.is_empty() => enter_streams(shared, state, connection, &slots),
-                _ => Vec::new(),
-            };
+            let streams = enter_streams(shared, state, connection, &slots);
             if let Err(violation) = core.handle_items(run, streams, &mut work.after) {
                 state.machine.handle_violation(violation);
             }
@@ -286,9 +305,17 @@ fn settle_open(
     serving: &Serving,
     state: &mut State,
     work: &mut Work,
-    (connection, service, credential): (ConnectionId, String, Bytes),
+    connection: ConnectionId,
+    request: OpenDetails,
 ) {
-    let Some(entry) = serving.services.get(&service) else {
+    let OpenDetails { service, .. } = &request;
+    if let Some(acceptor) = serving.services.acceptor(service) {
+        state.connections.insert(connection, ConnectionCell::serving(None));
+        let (shared, own_limits, peer) = (shared.clone(), serving.limits, serving.peer.clone());
+        let open = IncomingOpen { shared, connection, request, own_limits, peer, answered: false };
+        return work.incoming.push((acceptor.clone(), open));
+    }
+    let Some(entry) = serving.services.get(service) else {
         let reason = Reason::new(code::UNKNOWN_SERVICE, format!("no service '{service}' is served here"));
         state.machine.close(connection, reason);
         return;
@@ -305,10 +332,21 @@ fn settle_open(
             payee: payee.clone(),
             cell,
             connection,
-            service,
-            credential,
+            service: request.service,
+            credential: request.credential,
             limits: serving.limits,
         }),
+    }
+}
+
+/// A frame of a relayed connection goes to the other side.
+fn settle_relayed(state: &mut State, work: &mut Work, connection: ConnectionId, frame: &Bytes) {
+    // One that is not there any more is being closed.
+    let Some((relay, side)) = state.relays.get(&connection) else { return };
+    match relay.handle_frame(*side, frame) {
+        Ok(told) => work.relays.extend(told),
+        Err(RelayError::Violation(violation)) => state.machine.handle_violation(violation),
+        Err(error) => state.machine.close(connection, Reason::new(code::LIMIT, error.to_string())),
     }
 }
 

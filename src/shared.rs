@@ -17,14 +17,16 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
+use tollway_protocol::relay::{Relayed, Side};
 use tollway_protocol::session::{
-    CallKey, CallSpec, CommandError, Machine, MoneyCount, PayeeMoney, PayerMoney, ResponseSpec, StreamSource,
+    CallKey, CallSpec, CommandError, Machine, MoneyCount, OpenSpec, PayeeMoney, PayerMoney, ResponseSpec, StreamSource,
 };
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
 
 use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
+use crate::relay::Relay;
 use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
 /// One session.
@@ -63,6 +65,8 @@ pub(crate) struct State {
     pub(crate) opens: FxHashMap<ConnectionId, oneshot::Sender<OpenAnswer>>,
     pub(crate) connections: FxHashMap<ConnectionId, Arc<ConnectionCell>>,
     pub(crate) mailboxes: FxHashMap<ConnectionId, Arc<Mailbox>>,
+    /// Connections that are one side of a relay.
+    pub(crate) relays: FxHashMap<ConnectionId, (Arc<Relay>, Side)>,
     /// Answers [`Event::SessionOpened`] to whoever waits for the handshake.
     pub(crate) opened: Option<oneshot::Sender<Metadata>>,
     /// Responder: the metadata of the peer's hello, until the session is open.
@@ -180,6 +184,7 @@ impl Shared {
             opens: FxHashMap::default(),
             connections: FxHashMap::default(),
             mailboxes: FxHashMap::default(),
+            relays: FxHashMap::default(),
             opened: Some(opened),
             hello: None,
             driver: None,
@@ -411,6 +416,59 @@ impl Shared {
         Ok(keys)
     }
 
+    // ---- relays
+
+    /// An open of the peer's becomes one side of a relay. `false` if the opener has given up.
+    pub(crate) fn enter_relay(self: &Arc<Self>, id: ConnectionId, relay: &Arc<Relay>, side: Side) -> bool {
+        let mut state = self.lock();
+        let waits = state.machine.limits(id).is_some();
+        if waits {
+            relay.enter(side, self, id);
+            state.relays.insert(id, (relay.clone(), side));
+        }
+        waits
+    }
+
+    /// Asks for the right side of a relay.
+    pub(crate) fn open_relayed(
+        self: &Arc<Self>,
+        spec: OpenSpec<'_>,
+        relay: &Arc<Relay>,
+    ) -> Result<oneshot::Receiver<OpenAnswer>, CommandError> {
+        let (answer, answered) = oneshot::channel();
+        let now = self.now();
+        let mut state = self.lock();
+        let id = state.machine.open_relayed(now, spec)?;
+        relay.enter(Side::Right, self, id);
+        state.relays.insert(id, (relay.clone(), Side::Right));
+        state.opens.insert(id, answer);
+        state.connections.insert(id, ConnectionCell::serving(None));
+        Self::unlock_and_kick(state);
+        Ok(answered)
+    }
+
+    pub(crate) fn accept_relayed(
+        &self,
+        id: ConnectionId,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        receipt: Bytes,
+    ) -> Result<(), CommandError> {
+        let mut state = self.lock();
+        let result = state.machine.accept_relayed(id, limits, metadata, receipt);
+        // The other side may have been faster.
+        state.machine.relay_ready(id);
+        Self::unlock_and_kick(state);
+        result
+    }
+
+    /// Something waits in the relay for the peer of this connection.
+    pub(crate) fn relay_ready(&self, id: ConnectionId) {
+        let mut state = self.lock();
+        state.machine.relay_ready(id);
+        Self::unlock_and_kick(state);
+    }
+
     // ---- money
 
     /// The counts of a paid connection, open or ended.
@@ -463,11 +521,12 @@ impl Shared {
     pub(crate) fn reject(&self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
         let mut state = self.lock();
         let cell = state.connections.remove(&id);
+        let relay = state.relays.remove(&id);
         if let Err(error) = state.machine.reject(id, reason, metadata, terms) {
             tracing::debug!(%error, "an open was given up");
         }
         Self::unlock_and_kick(state);
-        drop(cell);
+        drop((cell, relay));
         self.notice_gone();
     }
 
@@ -525,6 +584,7 @@ impl Shared {
 
 /// Lends the streams to the machine while it takes frames for writing.
 pub(crate) struct LentStreams<'a> {
+    pub(crate) relays: &'a FxHashMap<ConnectionId, (Arc<Relay>, Side)>,
     pub(crate) streams: &'a mut SecondaryMap<StreamKey, Arc<StreamCore>>,
     pub(crate) after: &'a mut Aftermath,
 }
@@ -538,5 +598,12 @@ impl StreamSource for LentStreams<'_> {
             self.after.bury(self.streams.remove(stream));
         }
         taken
+    }
+
+    fn take_relayed(&mut self, connection: ConnectionId, max_frame: usize) -> Relayed {
+        match self.relays.get(&connection) {
+            Some((relay, side)) => relay.take(*side, connection, max_frame),
+            None => Relayed::Empty,
+        }
     }
 }

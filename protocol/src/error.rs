@@ -215,6 +215,8 @@ pub mod code {
     pub const CANCELLED: u32 = 24;
     /// An internal error of the side that sends it.
     pub const INTERNAL: u32 = 25;
+    /// A relay could not reach the other side, or has lost it.
+    pub const UNREACHABLE: u32 = 26;
     /// The first code that is free for the application.
     pub const APPLICATION: u32 = 1024;
 }

@@ -7,6 +7,7 @@
 //! - [`session`] is the session machine: handshake, virtual connections, calls, credit, fairness, keepalive.
 //! - [`stream`] has the two ends of a stream of items, which a runtime keeps behind locks of their own.
 //! - [`peer`] joins both into one peer without locks: simulation, fuzzing and the specification's tests run on it.
+//! - [`relay`] joins a connection of one session to one of another.
 //! - [`payment`] is the money: amounts, vouchers, metering, and the payment-channel machine.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
@@ -20,6 +21,7 @@ pub mod message;
 pub mod metadata;
 pub mod payment;
 pub mod peer;
+pub mod relay;
 pub mod session;
 pub mod stream;
 pub mod time;

@@ -146,6 +146,19 @@ pub enum LimitsError {
 }
 
 impl ConnectionLimits {
+    /// The smaller of each two: what may be sent to a side and through one. Consistent limits stay so.
+    #[must_use]
+    pub fn at_most(&self, other: &Self) -> Self {
+        ConnectionLimits {
+            max_item: self.max_item.min(other.max_item),
+            max_body: self.max_body.min(other.max_body),
+            window: self.window.min(other.window),
+            stream_window: self.stream_window.min(other.stream_window),
+            max_calls: self.max_calls.min(other.max_calls),
+            max_streams: self.max_streams.min(other.max_streams),
+        }
+    }
+
     /// Checks the limits against each other and against the largest frame of the side that states them.
     /// `[session.limits.consistent]`
     ///

@@ -79,6 +79,14 @@ impl Metadata {
         self.entries.iter()
     }
 
+    /// What a relay passes on, if that is not all: the entries without [`NO_PROPAGATE`]. `[relay.no-propagate]`
+    #[must_use]
+    pub fn propagated(&self) -> Option<Self> {
+        let stays = |entry: &&Entry| entry.flags & NO_PROPAGATE == 0;
+        let any = self.entries.iter().any(|entry| !stays(&entry));
+        any.then(|| Metadata { entries: self.entries.iter().filter(stays).cloned().collect() })
+    }
+
     /// Whether there is no entry.
     pub const fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -327,7 +327,7 @@ impl Peer {
         }
         match event {
             Event::StreamsAnnounced { connection, slots, .. } => self.create_inbound(connection, &slots),
-            Event::StreamItems { stream, run, slots } => self.receive(stream, run, &slots),
+            Event::StreamItems { stream, run, slots, .. } => self.receive(stream, run, &slots),
             Event::StreamCredit { stream, limit, .. } => {
                 let granted = self.senders.0.get_mut(stream).map(|sender| sender.stream.handle_credit(limit));
                 match granted {

@@ -50,13 +50,14 @@ fn the_examples_are_what_the_encoder_writes() {
     assert_eq!(written, expected);
 }
 
-/// The ids in brackets: words joined by dots, the first of them one of the five.
+/// The ids in brackets: words joined by dots, the first of them one of the six.
 fn rules(text: &str) -> BTreeSet<String> {
     let inside = text.split('[').skip(1).filter_map(|rest| rest.split_once(']')).map(|(id, _)| id);
     let is_rule = |id: &&str| {
         let (area, rest) = id.split_once('.').unwrap_or_default();
         let plain = |c: char| c.is_ascii_lowercase() || c == '.' || c == '-';
-        ["session", "call", "stream", "pay", "conduit"].contains(&area) && !rest.is_empty() && rest.chars().all(plain)
+        let areas = ["session", "call", "stream", "pay", "conduit", "relay"];
+        areas.contains(&area) && !rest.is_empty() && rest.chars().all(plain)
     };
     inside.filter(is_rule).map(str::to_owned).collect()
 }

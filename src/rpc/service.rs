@@ -20,6 +20,7 @@ use tollway_protocol::metadata::Metadata;
 use super::codec::{self, DecodeError, OutboundSlots};
 use super::stream_core::InboundStream;
 use crate::conduit::PeerInfo;
+use crate::incoming::Acceptor;
 use crate::payment::Payee;
 
 /// The id of a method: the first 8 bytes, big-endian, of keccak256 over `service/version/method`.
@@ -250,6 +251,8 @@ impl ServiceEntry {
 #[derive(Clone, Default)]
 pub struct Services {
     by_name: Arc<HashMap<String, Arc<ServiceEntry>>>,
+    acceptors: Arc<HashMap<String, Arc<dyn Acceptor>>>,
+    fallback: Option<Arc<dyn Acceptor>>,
 }
 
 impl fmt::Debug for Services {
@@ -283,6 +286,25 @@ impl Services {
         // Services are listed before they are shared, so this copies nothing as a rule.
         Arc::make_mut(&mut self.by_name).insert(name, Arc::new(entry));
         self
+    }
+
+    /// Lets `acceptor` decide about every open of this name, such as a [relay](crate::proxy_connections).
+    #[must_use]
+    pub fn with_acceptor(mut self, name: impl Into<String>, acceptor: impl Acceptor) -> Self {
+        Arc::make_mut(&mut self.acceptors).insert(name.into(), Arc::new(acceptor));
+        self
+    }
+
+    /// Lets `acceptor` decide about every open of a name that is not listed.
+    #[must_use]
+    pub fn with_fallback(mut self, acceptor: impl Acceptor) -> Self {
+        self.fallback = Some(Arc::new(acceptor));
+        self
+    }
+
+    /// Who decides about opens of this name, if it is not a service's.
+    pub(crate) fn acceptor(&self, name: &str) -> Option<&Arc<dyn Acceptor>> {
+        self.acceptors.get(name).or(self.fallback.as_ref().filter(|_| !self.by_name.contains_key(name)))
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<ServiceEntry>> {

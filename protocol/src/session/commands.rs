@@ -8,7 +8,7 @@ use super::outbox::{Body, BodyKind, Source};
 use super::receive::MAX_SERVICE_NAME;
 use super::{CallKey, Event, Machine, MoneyCount, PayeeMoney, PayerMoney, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, code};
-use crate::id::ConnectionId;
+use crate::id::{ConnectionId, Parity};
 use crate::limits::{ConnectionLimits, HEADER_ALLOWANCE, LimitsError, MAX_SLOTS};
 use crate::message::{Accept, Cancel, Close, Flow, GoAway, Open, Payment, Reject, Reset, Status};
 use crate::metadata::{Metadata, MetadataTooLarge};
@@ -91,6 +91,21 @@ pub struct CallSpec<'a> {
     pub slots: &'a [Flow],
 }
 
+/// A connection to be asked for, whatever it is for.
+#[derive(Debug)]
+pub struct OpenSpec<'a> {
+    /// The service.
+    pub service: &'a str,
+    /// This side's half of the call and stream ids inside.
+    pub parity: Parity,
+    /// What this side receives.
+    pub limits: ConnectionLimits,
+    /// This side's metadata.
+    pub metadata: Metadata,
+    /// The credential, or empty.
+    pub credential: Bytes,
+}
+
 /// An answer to be given.
 #[derive(Debug)]
 pub struct ResponseSpec<'a> {
@@ -128,6 +143,19 @@ impl Machine {
         metadata: Metadata,
         paid: Option<(Bytes, PayerMoney)>,
     ) -> Result<ConnectionId, CommandError> {
+        let (credential, money) = paid.unzip();
+        // This side takes the odd half of the ids inside; a relay passes them on unchanged.
+        let (parity, credential) = (Parity::Odd, credential.unwrap_or_default());
+        self.open_as(now, OpenSpec { service, parity, limits, metadata, credential }, money)
+    }
+
+    pub(super) fn open_as(
+        &mut self,
+        now: Time,
+        spec: OpenSpec<'_>,
+        money: Option<PayerMoney>,
+    ) -> Result<ConnectionId, CommandError> {
+        let OpenSpec { service, parity, limits, metadata, credential } = spec;
         self.check_open()?;
         limits.check(&self.config.limits)?;
         metadata.check()?;
@@ -144,12 +172,8 @@ impl Machine {
         if let Some(&(what, _, limit)) = most.iter().find(|(_, count, limit)| count >= limit) {
             return Err(CommandError::AtCapacity { what, limit: u64::from(limit) });
         }
-        let (credential, money) = paid.unzip();
-        let credential = credential.unwrap_or_default();
         self.check_payload(&credential)?;
         let id = ConnectionId(self.own_ids.take().ok_or(CommandError::IdsExhausted)?);
-        // This side takes the odd half of the ids inside; a relay passes them on unchanged.
-        let parity = crate::id::Parity::Odd;
         let mut connection = Connection::new(State::Opening, parity, limits, ConnectionLimits::default());
         connection.money = money.map(|money| Box::new(Money::Payer(Payer::new(money))));
         self.connections.insert(id, connection);
@@ -174,13 +198,23 @@ impl Machine {
         metadata: Metadata,
         paid: Option<(Bytes, PayeeMoney)>,
     ) -> Result<(), CommandError> {
+        let (receipt, money) = paid.unzip();
+        self.accept_as(id, limits, metadata, receipt.unwrap_or_default(), money)
+    }
+
+    pub(super) fn accept_as(
+        &mut self,
+        id: ConnectionId,
+        limits: ConnectionLimits,
+        metadata: Metadata,
+        receipt: Bytes,
+        money: Option<PayeeMoney>,
+    ) -> Result<(), CommandError> {
         self.check_open()?;
         // Ended too, if the opener has closed it meanwhile.
         self.finish_open(id);
         limits.check(&self.config.limits)?;
         metadata.check()?;
-        let (receipt, money) = paid.unzip();
-        let receipt = receipt.unwrap_or_default();
         self.check_payload(&receipt)?;
         let connection = self
             .connections

@@ -67,6 +67,10 @@ pub(super) struct Connection {
     /// The outbox's round that `deficit` belongs to.
     pub(super) round: u64,
     pub(super) in_ring: bool,
+    /// Its frames are handed on, not understood.
+    pub(super) relayed: bool,
+    /// A relayed one is scheduled.
+    pub(super) relay_ready: bool,
     /// Frames that came for calls and streams after their end.
     pub(super) late: u64,
 }
@@ -156,6 +160,8 @@ impl Connection {
             deficit: 0,
             round: 0,
             in_ring: false,
+            relayed: false,
+            relay_ready: false,
             late: 0,
         }
     }

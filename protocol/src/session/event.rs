@@ -53,6 +53,8 @@ pub enum Event {
         metadata: Metadata,
         /// What the peer receives.
         limits: ConnectionLimits,
+        /// The opener's half of the ids inside the connection.
+        parity: Parity,
         /// The credential, or empty.
         credential: Bytes,
     },
@@ -87,6 +89,13 @@ pub enum Event {
         end: ConnectionEnd,
         /// The counts of a paid connection as they stood in the end.
         money: Option<MoneyCount>,
+    },
+    /// A frame of a relayed connection, for its [`Bridge`](crate::relay::Bridge).
+    Relayed {
+        /// The connection.
+        connection: ConnectionId,
+        /// The whole frame.
+        frame: Bytes,
     },
     /// The peer calls.
     CallRequested(IncomingCall),
@@ -126,6 +135,9 @@ pub enum Event {
     },
     /// Items for a receiving stream.
     StreamItems {
+        /// The connection. It may be the only thing of all this that the machine still knows: what came with the items
+        /// may have ended the stream, and those in the items.
+        connection: ConnectionId,
         /// The stream.
         stream: StreamKey,
         /// The items.

@@ -23,6 +23,7 @@ mod money;
 mod outbox;
 mod receive;
 mod receive_call;
+mod relayed;
 mod table;
 mod timers;
 mod transmit;
@@ -34,7 +35,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 use slotmap::SlotMap;
 
-pub use commands::{CallSpec, CommandError, ResponseSpec};
+pub use commands::{CallSpec, CommandError, OpenSpec, ResponseSpec};
 pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
 pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
 pub use transmit::StreamSource;
@@ -146,6 +147,8 @@ pub struct Machine {
     own_ids: IdSequence,
     peer_ids: PeerIds,
     connections: FxHashMap<ConnectionId, Connection>,
+    /// How many of them are relayed.
+    relayed: usize,
     /// Opens of ours that are not answered, and of the peer's.
     opens: OpenCounts,
     calls: SlotMap<CallKey, Call>,
@@ -203,6 +206,7 @@ impl Machine {
             phase: Phase::Greeting,
             peer_limits: SessionLimits::default(),
             connections: FxHashMap::default(),
+            relayed: 0,
             opens: OpenCounts::default(),
             calls: SlotMap::with_key(),
             streams: SlotMap::with_key(),
@@ -300,7 +304,11 @@ impl Machine {
             let waiting = self.outbox.ring.iter().map_while(|id| self.connections.get(id)?.active.as_deref());
             let mut sum = 0usize;
             for active in waiting {
-                if active.ready.iter().any(|source| matches!(source, outbox::Source::Stream(_))) {
+                if active
+                    .ready
+                    .iter()
+                    .any(|source| matches!(source, outbox::Source::Stream(_) | outbox::Source::Relayed))
+                {
                     return false;
                 }
                 for queue in [&active.requests, &active.responses] {

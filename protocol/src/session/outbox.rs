@@ -122,6 +122,8 @@ pub(super) enum Source {
     Responses,
     /// A sending stream.
     Stream(StreamKey),
+    /// What waits in a relay.
+    Relayed,
 }
 
 /// A request or response that waits.

@@ -52,6 +52,9 @@ impl Machine {
         if let Some(held) = self.held.take() {
             held.into_iter().for_each(|frame| self.outbox.push_control(frame, false));
         }
+        if let Some(connection) = self.relayed_connection(kind, frame) {
+            return self.receive_relayed(lane, connection, frame.split_off(0));
+        }
         match kind {
             Items::KIND => self.receive_items(lane, decode_header(frame)?, frame.split_off(0)),
             Request::KIND => self.receive_request(lane, decode_header(frame)?, frame.split_off(0)),
@@ -214,6 +217,7 @@ impl Machine {
             service: open.service,
             metadata: open.metadata,
             limits: open.limits,
+            parity: open.parity,
             credential,
         });
         Ok(())
@@ -340,7 +344,7 @@ impl Machine {
         let usage = Usage { items: u64::from(run.items()), bytes_out: run.item_bytes(), bytes_in: 0 };
         self.count_received(call, usage)?;
         let slots = self.register_slots(call, &items.slots)?;
-        self.events.push_back(Event::StreamItems { stream: key, run, slots });
+        self.events.push_back(Event::StreamItems { connection: items.connection, stream: key, run, slots });
         Ok(())
     }
 

@@ -18,6 +18,7 @@ impl Machine {
     /// Drops an entry. `end` tells the application that it, its calls and its streams have ended.
     pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
         let Some(connection) = self.connections.remove(&id) else { return };
+        self.relayed = self.relayed.saturating_sub(usize::from(connection.relayed));
         let counts = &mut self.opens;
         let (live, pending) = match connection.opened_by_us {
             true => (&mut counts.ours, &mut counts.ours_pending),

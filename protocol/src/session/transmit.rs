@@ -11,6 +11,7 @@ use crate::message::{
     Credit, End, Flow, Header, Items, Pong, Request, Reset, Response, Slot, Status, Stop, Window, encode_head,
 };
 use crate::payment::{Amount, CallMeter, Price, Usage};
+use crate::relay::Relayed;
 use crate::stream::{StreamKey, Taken, TakenRun};
 use crate::time::Time;
 
@@ -18,6 +19,12 @@ use crate::time::Time;
 pub trait StreamSource {
     /// Calls [`SendStream::take`](crate::stream::SendStream::take) on the stream; [`Taken::Empty`] if it is not there.
     fn take(&mut self, stream: StreamKey, max_bytes: usize, affordable: &dyn Fn(u64, u64) -> bool) -> Taken;
+
+    /// Calls [`Bridge::take`](crate::relay::Bridge::take) for a relayed connection. Where there are none: `Empty`.
+    fn take_relayed(&mut self, connection: ConnectionId, max_frame: usize) -> Relayed {
+        let _ = (connection, max_frame);
+        Relayed::Empty
+    }
 }
 
 /// What a frame of a priced call costs, and whether that can be paid.
@@ -159,6 +166,7 @@ impl Machine {
                     frame
                 }
                 Source::Stream(key) => self.take_stream(key, streams),
+                Source::Relayed => self.take_relayed(id, streams),
             };
             if frame.is_some() {
                 return frame;

@@ -9,6 +9,7 @@ mod send;
 
 pub use receive::{Ending, Grant, RecvStream};
 pub use run::{ItemRun, write_item};
+pub(crate) use send::split_front;
 pub use send::{SendStream, Taken, TakenRun};
 
 slotmap::new_key_type! {

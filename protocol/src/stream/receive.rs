@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use super::StreamKey;
 use super::run::ItemRun;
 use crate::error::Violation;
-use crate::limits::ITEM_OVERHEAD;
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,20 +66,7 @@ impl RecvStream {
     /// # Errors
     /// When an item started without credit. `[stream.credit.start]`
     pub fn handle_items(&mut self, run: ItemRun, slots: Vec<StreamKey>) -> Result<Vec<StreamKey>, Violation> {
-        let received = self.received.saturating_add(run.credit());
-        if received > self.limit {
-            // The last item may pass the limit, if it started below it.
-            let mut rest = run.clone();
-            let mut started = self.received;
-            while let Some(length) = rest.next_length() {
-                if started >= self.limit {
-                    return Err(Violation::NoCredit { what: "item" });
-                }
-                started = started.saturating_add(u64::from(length)).saturating_add(ITEM_OVERHEAD);
-                rest.skip();
-            }
-        }
-        self.received = received;
+        self.received = run.check_credit(self.received, self.limit)?;
         if self.stopped {
             return Ok(slots);
         }

@@ -112,6 +112,26 @@ impl ItemRun {
         self.item_bytes.saturating_add((self.items as u64).saturating_mul(ITEM_OVERHEAD))
     }
 
+    /// The credit that is used when these items have come, too, of which `used` was before and `limit` is granted.
+    ///
+    /// # Errors
+    /// When an item started without credit: the last one may pass the limit, if it started below it.
+    /// `[stream.credit.start]`
+    pub fn check_credit(&self, used: u64, limit: u64) -> Result<u64, Violation> {
+        let after = used.saturating_add(self.credit());
+        if after > limit {
+            let (mut rest, mut started) = (self.clone(), used);
+            while let Some(length) = rest.next_length() {
+                if started >= limit {
+                    return Err(Violation::NoCredit { what: "item" });
+                }
+                started = started.saturating_add(u64::from(length)).saturating_add(ITEM_OVERHEAD);
+                rest.skip();
+            }
+        }
+        Ok(after)
+    }
+
     /// The framed form of the items that are left.
     pub const fn as_bytes(&self) -> &Bytes {
         &self.bytes

@@ -294,7 +294,7 @@ impl SendStream {
 
 /// Splits off the longest run of items at the front that fits all three bounds, or says how large the first item is,
 /// which is not affordable. The first item fits the other bounds always.
-fn split_front(
+pub(crate) fn split_front(
     run: &mut ItemRun,
     max_bytes: usize,
     room: u64,

@@ -1,0 +1,304 @@
+//! What a relay lets pass, what it holds back, and whom it blames.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::error::{Reason, code};
+use crate::message::{Status, encode_head};
+use crate::metadata::{Entry as MetadataEntry, Metadata, NO_PROPAGATE};
+use crate::payment::Amount;
+use crate::stream::write_item;
+
+const LEFT: ConnectionId = ConnectionId(3);
+const RIGHT: ConnectionId = ConnectionId(300);
+
+fn limits() -> ConnectionLimits {
+    ConnectionLimits { max_item: 1000, max_body: 1000, window: 2000, stream_window: 1000, max_calls: 3, max_streams: 3 }
+}
+
+fn bridge_with(left_may_send: ConnectionLimits, is_paid: bool) -> Bridge {
+    let left = Terms { parity: Parity::Odd, receives: limits(), may_send: left_may_send };
+    let right = Terms { parity: Parity::Even, receives: limits(), may_send: limits() };
+    Bridge::new(&left, &right, is_paid).unwrap()
+}
+
+fn bridge() -> Bridge {
+    bridge_with(limits(), false)
+}
+
+fn frame<H: Header>(header: &H, payload: &[u8]) -> Bytes {
+    [&encode_head(header)[..], payload].concat().into()
+}
+
+fn slot(stream: u64, flow: Flow) -> Slot {
+    Slot { stream: StreamId(stream), flow }
+}
+
+fn request(call: u64, slots: Vec<Slot>) -> Request {
+    let (call, metadata) = (CallId(call), Metadata::new());
+    Request { connection: LEFT, call, method: 7, deadline_us: None, metadata, slots }
+}
+
+fn response(call: u64, slots: Vec<Slot>) -> Response {
+    let (call, metadata, status, charged) = (CallId(call), Metadata::new(), Status::Ok, Amount::new(9));
+    Response { connection: RIGHT, call, status, charged, metadata, slots }
+}
+
+fn items(connection: ConnectionId, stream: u64, lengths: &[usize]) -> Bytes {
+    let mut payload = bytes::BytesMut::new();
+    lengths.iter().for_each(|&length| write_item(&mut payload, &vec![7; length]));
+    frame(&Items { connection, stream: StreamId(stream), slots: vec![] }, &payload)
+}
+
+fn credit(connection: ConnectionId, stream: u64, limit: u64) -> Bytes {
+    frame(&Credit { connection, stream: StreamId(stream), limit, consumed: 1 }, b"")
+}
+
+/// The next frame for a side, whole.
+fn take(bridge: &mut Bridge, to: Side) -> Option<Vec<u8>> {
+    let connection = if to == Side::Left { LEFT } else { RIGHT };
+    match bridge.take(to, connection, usize::MAX) {
+        Relayed::Frame { head, payload } => Some([&head[..], &payload].concat()),
+        Relayed::Empty => None,
+        Relayed::Close(reason) => panic!("closed: {reason}"),
+    }
+}
+
+#[track_caller]
+fn accept(bridge: &mut Bridge, from: Side, frame: &Bytes) {
+    bridge.handle_frame(from, frame).unwrap();
+}
+
+#[track_caller]
+fn refuse(bridge: &mut Bridge, from: Side, frame: &Bytes) -> Violation {
+    match bridge.handle_frame(from, frame) {
+        Err(RelayError::Violation(violation)) => violation,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A call of the left's with a stream 1 to the right and a stream 3 back, which has arrived at the right.
+fn with_streams() -> Bridge {
+    let mut bridge = bridge();
+    let slots = vec![slot(1, Flow::ToPeer), slot(3, Flow::FromPeer)];
+    accept(&mut bridge, Side::Left, &frame(&request(1, slots), b"args"));
+    take(&mut bridge, Side::Right).unwrap();
+    bridge
+}
+
+#[test]
+fn a_call_passes_with_its_ids_and_its_price_and_another_connection() {
+    let mut bridge = bridge();
+    let call = request(1, vec![]);
+    assert_eq!(bridge.handle_frame(Side::Left, &frame(&call, b"args")), Ok(true), "the right must be told");
+    let other = request(3, vec![]);
+    assert_eq!(bridge.handle_frame(Side::Left, &frame(&other, b"")), Ok(false), "and once is enough");
+    let there = Request { connection: RIGHT, ..call };
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&there, b"args"));
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&Request { connection: RIGHT, ..other }, b""));
+    assert_eq!(take(&mut bridge, Side::Right), None);
+    let answer = response(1, vec![]);
+    assert_eq!(bridge.handle_frame(Side::Right, &frame(&answer, b"result")), Ok(true));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), frame(&Response { connection: LEFT, ..answer }, b"result"));
+    let bytes = frame(&request(1, vec![]), b"args").len() + frame(&request(3, vec![]), b"").len();
+    assert_eq!(bridge.traffic_from(Side::Left), Traffic { frames: 2, bytes: bytes as u64 });
+    assert_eq!(bridge.calls.len(), 1, "a call without streams ends with its answer");
+}
+
+/// `[relay.parity]`
+#[test]
+fn two_sides_with_the_same_half_of_the_ids_are_not_joined() {
+    let terms = Terms { parity: Parity::Odd, receives: limits(), may_send: limits() };
+    assert_eq!(Bridge::new(&terms, &terms, false).err(), Some(SameParity));
+}
+
+/// `[relay.no-propagate]`
+#[test]
+fn private_metadata_stays_and_the_rest_passes() {
+    let mut bridge = bridge();
+    let mut metadata = Metadata::new().with("a", "1");
+    metadata.push(MetadataEntry { key: "secret".into(), value: b"x".to_vec(), flags: NO_PROPAGATE });
+    let metadata = metadata.with("b", "2");
+    accept(&mut bridge, Side::Left, &frame(&Request { metadata, ..request(1, vec![slot(1, Flow::ToPeer)]) }, b"args"));
+    let metadata = Metadata::new().with("a", "1").with("b", "2");
+    let there = Request { metadata, connection: RIGHT, ..request(1, vec![slot(1, Flow::ToPeer)]) };
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&there, b"args"));
+}
+
+#[test]
+fn streams_pass_in_both_directions_and_end_with_their_call() {
+    let mut bridge = with_streams();
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[5, 0, 9]));
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), items(RIGHT, 1, &[5, 0, 9]));
+    accept(&mut bridge, Side::Right, &items(RIGHT, 3, &[900]));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), items(LEFT, 3, &[900]));
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), b""));
+    let done = Done { connection: RIGHT, call: CallId(1), charged: Amount::ZERO };
+    assert_eq!(refuse(&mut bridge, Side::Right, &frame(&done, b"")), Violation::CallEndedEarly { id: CallId(1) });
+    let (end, reset) = (StreamId(1), StreamId(3));
+    accept(&mut bridge, Side::Left, &frame(&StreamEnd { connection: LEFT, stream: end }, b""));
+    accept(&mut bridge, Side::Right, &frame(&Reset { connection: RIGHT, stream: reset, code: 4 }, b""));
+    accept(&mut bridge, Side::Right, &frame(&done, b""));
+    assert!(bridge.calls.is_empty() && bridge.streams.is_empty());
+    // Listed races: what crosses an end is dropped.
+    let waiting = |bridge: &mut Bridge, to| core::iter::from_fn(|| take(bridge, to)).count();
+    assert_eq!([waiting(&mut bridge, Side::Left), waiting(&mut bridge, Side::Right)], [3, 1]);
+    accept(&mut bridge, Side::Right, &credit(RIGHT, 1, 5000));
+    accept(&mut bridge, Side::Left, &frame(&Stop { connection: LEFT, stream: reset, code: 1 }, b""));
+    accept(&mut bridge, Side::Left, &frame(&Cancel { connection: LEFT, call: CallId(1) }, b""));
+    assert_eq!([waiting(&mut bridge, Side::Left), waiting(&mut bridge, Side::Right)], [0, 0]);
+}
+
+/// `[relay.credit]`
+#[test]
+fn credit_passes_less_what_was_cut_off_and_is_never_made() {
+    let told = ConnectionLimits { window: 1500, stream_window: 400, ..limits() };
+    let mut bridge = bridge_with(told, false);
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![slot(1, Flow::ToPeer)]), &[0; 900]));
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[384]));
+    assert_eq!(refuse(&mut bridge, Side::Left, &items(LEFT, 1, &[0])), Violation::NoCredit { what: "item" });
+    accept(&mut bridge, Side::Right, &credit(RIGHT, 1, 1200));
+    accept(&mut bridge, Side::Right, &credit(RIGHT, 1, 1400));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), credit(LEFT, 1, 800), "the latest grant alone, 600 cut off");
+    assert_eq!(take(&mut bridge, Side::Left), None);
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[384]));
+    assert!(matches!(refuse(&mut bridge, Side::Left, &items(LEFT, 1, &[0])), Violation::NoCredit { .. }));
+    assert!(matches!(refuse(&mut bridge, Side::Right, &credit(RIGHT, 1, 1399)), Violation::CreditWentBack { .. }));
+
+    accept(&mut bridge, Side::Left, &frame(&request(3, vec![]), &[0; 900]));
+    assert_eq!(refuse(&mut bridge, Side::Left, &frame(&request(5, vec![]), b"")), Violation::NoCredit { what: "body" });
+    let window = |connection, limit| frame(&Window { connection, limit }, b"");
+    accept(&mut bridge, Side::Right, &window(RIGHT, 2900));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), window(LEFT, 2400));
+    assert!(matches!(refuse(&mut bridge, Side::Right, &window(RIGHT, 2899)), Violation::CreditWentBack { .. }));
+}
+
+/// What the other side's session would answer with a ProtocolError never gets there. `[relay.checks]`
+#[test]
+fn who_breaks_a_rule_is_blamed_and_nobody_else() {
+    let ordinary = |slots| frame(&request(3, slots), b"");
+    let many = (0..4).map(|n| slot(5 + 2 * n, Flow::ToPeer)).collect();
+    let too_many_slots = vec![slot(5, Flow::ToPeer); MAX_SLOTS + 1];
+    let two = frame(&Items { connection: LEFT, stream: StreamId(1), slots: vec![slot(5, Flow::ToPeer)] }, &[0, 0]);
+    let huge = Metadata::new().with("k", vec![0; 20_000]);
+    let payment = frame(&Payment { connection: LEFT }, b"voucher");
+    let stop = |stream| frame(&Stop { connection: LEFT, stream: StreamId(stream), code: 0 }, b"");
+    let cases = [
+        ("a call id out of order", frame(&request(5, vec![]), b""), code::ID),
+        ("a call id of the other half", frame(&request(2, vec![]), b""), code::ID),
+        ("a body above its limit", frame(&request(3, vec![]), &[0; 1001]), code::LIMIT),
+        ("metadata above its caps", frame(&Request { metadata: huge, ..request(3, vec![]) }, b""), code::LIMIT),
+        ("more streams than allowed", ordinary(many), code::LIMIT),
+        ("a stream id out of order", ordinary(vec![slot(7, Flow::ToPeer)]), code::ID),
+        ("more slots than a frame has", ordinary(too_many_slots), code::LIMIT),
+        ("an answer to nothing", frame(&Response { connection: LEFT, ..response(1, vec![]) }, b""), code::ID),
+        ("a cancel of nothing", frame(&Cancel { connection: LEFT, call: CallId(3) }, b""), code::ID),
+        ("items of a stream that is not", items(LEFT, 5, &[1]), code::ID),
+        ("items the other way", items(LEFT, 3, &[1]), code::ID),
+        ("an item above its limit", items(LEFT, 1, &[1001]), code::LIMIT),
+        ("no item", items(LEFT, 1, &[]), code::MALFORMED),
+        ("two items and a stream in one", two, code::MALFORMED),
+        ("an end the other way", frame(&StreamEnd { connection: LEFT, stream: StreamId(3) }, b""), code::ID),
+        ("a stop the other way", stop(1), code::ID),
+        ("a stop of nothing", stop(9), code::ID),
+        ("credit the other way", credit(LEFT, 1, 5000), code::ID),
+        ("credit taken back", credit(LEFT, 3, 999), code::CREDIT),
+        ("a window taken back", frame(&Window { connection: LEFT, limit: 1 }, b""), code::CREDIT),
+        ("a payment that nobody asked for", payment.clone(), code::STATE),
+        ("an unknown kind", Bytes::from_static(&[60, 3]), code::UNKNOWN_KIND),
+        ("a cut header", Bytes::from_static(&[48, 3]), code::MALFORMED),
+        ("an empty frame", Bytes::new(), code::MALFORMED),
+    ];
+    for (what, frame, code) in cases {
+        let mut bridge = with_streams();
+        assert_eq!(refuse(&mut bridge, Side::Left, &frame).code(), code, "{what}");
+        assert_eq!(take(&mut bridge, Side::Right), None, "{what} got through");
+    }
+    let mut paid = bridge_with(limits(), true);
+    accept(&mut paid, Side::Left, &payment);
+    let large = frame(&Payment { connection: LEFT }, &[0; MAX_PAYMENT_MESSAGE_BYTES + 1]);
+    assert_eq!(refuse(&mut paid, Side::Left, &large).code(), code::LIMIT);
+}
+
+#[test]
+fn what_ends_or_answers_once_is_refused_a_second_time() {
+    let mut bridge = with_streams();
+    let end = frame(&StreamEnd { connection: LEFT, stream: StreamId(1) }, b"");
+    accept(&mut bridge, Side::Left, &end);
+    assert_eq!(refuse(&mut bridge, Side::Left, &end).code(), code::STATE);
+    assert_eq!(refuse(&mut bridge, Side::Left, &items(LEFT, 1, &[1])).code(), code::STATE);
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), b""));
+    assert_eq!(refuse(&mut bridge, Side::Right, &frame(&response(1, vec![]), b"")).code(), code::STATE);
+    for call in [3, 5] {
+        accept(&mut bridge, Side::Left, &frame(&request(call, vec![]), b""));
+    }
+    assert_eq!(refuse(&mut bridge, Side::Left, &frame(&request(7, vec![]), b"")).code(), code::LIMIT, "three are open");
+}
+
+#[test]
+fn what_says_nothing_more_is_not_repeated() {
+    let mut bridge = with_streams();
+    for _ in 0..3 {
+        accept(&mut bridge, Side::Left, &frame(&Cancel { connection: LEFT, call: CallId(1) }, b""));
+        accept(&mut bridge, Side::Left, &frame(&Stop { connection: LEFT, stream: StreamId(3), code: 1 }, b""));
+    }
+    assert_eq!(core::iter::from_fn(|| take(&mut bridge, Side::Right)).count(), 2);
+}
+
+#[test]
+fn a_run_that_is_too_long_for_a_frame_is_cut_between_its_items() {
+    let mut bridge = with_streams();
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[100; 8]));
+    let mut lengths = Vec::new();
+    loop {
+        match bridge.take(Side::Right, RIGHT, 320) {
+            Relayed::Frame { head, payload } => {
+                assert!(head.len() + payload.len() <= 320);
+                assert_eq!(head[..], items(RIGHT, 1, &[])[..]);
+                lengths.push(ItemRun::parse(payload, 1000).unwrap().items());
+            }
+            Relayed::Empty => break,
+            Relayed::Close(reason) => panic!("{reason}"),
+        }
+    }
+    assert_eq!(lengths, [3, 3, 2]);
+}
+
+#[test]
+fn what_is_behind_a_side_goes_first_and_then_its_close() {
+    let mut bridge = with_streams();
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[5]));
+    accept(&mut bridge, Side::Right, &items(RIGHT, 3, &[5]));
+    let reason = Reason::new(2000, "enough");
+    assert!(!bridge.finish(Side::Left, reason.clone()), "the right knows that something waits");
+    assert_eq!(take(&mut bridge, Side::Left), None, "the left has gone");
+    assert!(take(&mut bridge, Side::Right).is_some());
+    assert!(matches!(bridge.take(Side::Right, RIGHT, 1000), Relayed::Close(why) if why == reason));
+    assert!(matches!(bridge.take(Side::Right, RIGHT, 1000), Relayed::Empty), "and that is said once");
+}
+
+#[test]
+fn what_no_credit_covers_is_bounded_and_what_credit_covers_is_not_counted() {
+    let wide = ConnectionLimits { stream_window: u32::MAX, max_item: 1 << 20, ..limits() };
+    let terms = |parity| Terms { parity, receives: wide, may_send: wide };
+    let mut bridge = Bridge::new(&terms(Parity::Odd), &terms(Parity::Even), false).unwrap();
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![slot(1, Flow::ToPeer)]), b""));
+    // Items of one byte, a frame each: more memory than the bound, and all of it was granted.
+    for _ in 0..MAX_UNCOVERED / 128 {
+        accept(&mut bridge, Side::Left, &items(LEFT, 1, &[1]));
+    }
+    // Streams in items, each of which ends at once: a side that does not read could be made to hold them without end.
+    let mut next = 3;
+    let overrun = loop {
+        let slots = vec![slot(next, Flow::ToPeer)];
+        let announce = frame(&Items { connection: LEFT, stream: StreamId(1), slots }, &[0]);
+        let end = frame(&StreamEnd { connection: LEFT, stream: StreamId(next) }, b"");
+        if let Err(error) = bridge.handle_frame(Side::Left, &announce).and(bridge.handle_frame(Side::Left, &end)) {
+            break error;
+        }
+        next += 2;
+        assert!(next < 4_000_000, "nothing bounds this");
+    };
+    assert_eq!(overrun, RelayError::Overrun);
+    assert!(next > 200_000, "{next}: an honest side would be cut off");
+}
