@@ -5,7 +5,7 @@ use std::path::Path;
 use redb::{Database, ReadableDatabase, TableHandle};
 
 use crate::disk::{DiskError, FileKind, format_of, make_file};
-use crate::{escrow, store};
+use crate::{escrow, payment, store};
 
 /// Rows that are copied in one transaction, so that a copy of a large file needs little memory.
 const COPY_ROWS: usize = 4096;
@@ -45,6 +45,7 @@ pub fn verify(path: &Path) -> Result<Verified, DiskError> {
     let mut broken = Vec::new();
     let channels = match kind {
         FileKind::Payee => store::verify_file(&database, &mut broken)?,
+        FileKind::Wallet => payment::verify_file(&database, &mut broken)?,
         FileKind::Ledger => escrow::verify_file(&database, &mut broken)?,
     };
     Ok(Verified { kind: kind.name().to_owned(), channels, broken, clean })

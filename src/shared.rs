@@ -497,6 +497,11 @@ impl Shared {
         self.lock().machine.limits(id).map_or(0, |(_, peer)| peer.max_calls)
     }
 
+    /// What the peer takes on a connection.
+    pub(crate) fn peer_limits(&self, id: ConnectionId) -> Option<ConnectionLimits> {
+        self.lock().machine.limits(id).map(|(_, peer)| *peer)
+    }
+
     pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {
         self.lock().mailboxes.contains_key(&id)
     }
@@ -571,6 +576,13 @@ impl Shared {
         let mut state = self.lock();
         state.machine.set_received_mark(id, mark);
         // It may be an event at once, which the driver hands on.
+        Self::unlock_and_kick(state);
+    }
+
+    /// Payer: grants may go on until the count reaches `hold`.
+    pub(crate) fn raise_received_hold(&self, id: ConnectionId, hold: Amount) {
+        let mut state = self.lock();
+        state.machine.raise_received_hold(id, hold);
         Self::unlock_and_kick(state);
     }
 

@@ -159,8 +159,9 @@ impl World {
         let (limits, now) = (limits(&mut self.pair.rng), self.pair.now);
         let is_paid = self.pair.rng.chance(50);
         let mark = Amount::new(self.pair.rng.below(100) as u128);
-        let paid =
-            is_paid.then(|| (Bytes::from_static(b"c"), PayerMoney { prices: prices(), received: Amount::ZERO, mark }));
+        let paid = is_paid.then(|| {
+            (Bytes::from_static(b"c"), PayerMoney { prices: prices(), received: Amount::ZERO, mark, hold: Amount::MAX })
+        });
         let service = if is_paid { "paid" } else { "free" };
         let session = self.pair.peers[side].session_mut();
         if let Ok(id) = session.open(now, service, limits, Metadata::new(), paid) {

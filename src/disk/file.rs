@@ -25,16 +25,18 @@ const CACHE_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Payee,
+    Wallet,
     Ledger,
 }
 
 impl FileKind {
-    pub(crate) const ALL: [FileKind; 2] = [FileKind::Payee, FileKind::Ledger];
+    pub(crate) const ALL: [FileKind; 3] = [FileKind::Payee, FileKind::Wallet, FileKind::Ledger];
 
     /// For people, and in the file.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             FileKind::Payee => "a payee's store",
+            FileKind::Wallet => "a payer's wallet",
             FileKind::Ledger => "a ledger",
         }
     }

@@ -155,7 +155,7 @@ impl LedgerClient {
     }
 
     /// Calls, on a new connection if the last one has ended. The same ledger must answer there.
-    async fn call<C: LedgerCall + Sync>(&self, args: C) -> Result<C::Answer, EscrowError> {
+    pub(crate) async fn call<C: LedgerCall + Sync>(&self, args: C) -> Result<C::Answer, EscrowError> {
         let connection = {
             let mut current = self.connection.lock().await;
             if current.end().is_some() {

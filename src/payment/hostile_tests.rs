@@ -279,8 +279,18 @@ impl Raw {
         world: &World,
         session: &Session,
         descriptor: &ChannelDescriptor,
-        (epoch, received): (u64, u128),
+        counts: (u64, u128),
         signed_for: &str,
+    ) -> Result<Raw, OpenError> {
+        Raw::open_limited(world, session, descriptor, counts, (signed_for, ConnectionLimits::default())).await
+    }
+
+    pub(super) async fn open_limited(
+        world: &World,
+        session: &Session,
+        descriptor: &ChannelDescriptor,
+        (epoch, received): (u64, u128),
+        (signed_for, limits): (&str, ConnectionLimits),
     ) -> Result<Raw, OpenError> {
         let Err(OpenError::PaymentRequired { terms }) = session.open("shop").await else { panic!("it has a price") };
         let draft = CredentialDraft {
@@ -294,10 +304,10 @@ impl Raw {
         let place = Place { service: signed_for, exporter: Hash::ZERO };
         let credential = draft.sign(&key(PAYER), place).unwrap().encode().unwrap();
         let prices = world.payee.prices.clone();
-        let money = PayerMoney { prices, received: units(received), mark: Amount::MAX };
+        let money = PayerMoney { prices, received: units(received), mark: Amount::MAX, hold: Amount::MAX };
         let mailbox = Arc::new(Mailbox::default());
         let paid = (Bytes::from(credential), money, mailbox.clone());
-        let opened = session.open_with("shop", ConnectionLimits::default(), Metadata::new(), Some(paid)).await;
+        let opened = session.open_with("shop", limits, Metadata::new(), Some(paid)).await;
         Ok(Raw { connection: opened?.0, mailbox, descriptor: descriptor.clone() })
     }
 

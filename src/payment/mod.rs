@@ -7,23 +7,41 @@
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod flood_tests;
+mod funding;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_tests;
 mod mailbox;
 mod paid;
 mod payee;
+mod payee_end;
+mod payee_keep;
 mod payee_task;
+mod payer_task;
 mod verify;
 mod wallet;
+mod wallet_error;
+#[cfg(feature = "redb")]
+mod wallet_file;
+mod wallet_store;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod wallet_tests;
 mod windows;
 
 pub(crate) use mailbox::{Mailbox, PaymentEvent};
-pub use paid::{ClosedChannel, PaidConnection, PaymentStats};
+pub use paid::{ClosedChannel, KeptChannel, PaidConnection, PaymentStats};
 pub(crate) use payee::OpenRequest;
 pub use payee::{Payee, PayeeConfig, PayeeError};
+pub use payee_keep::{KeepError, KeptUp};
 pub(crate) use verify::{CREDENTIAL_RATE, CheckGate};
-pub use wallet::{Wallet, WalletConfig, WalletError};
+pub use wallet::{Wallet, WalletConfig, quote};
+pub use wallet_error::WalletError;
+#[cfg(feature = "redb")]
+pub use wallet_file::RedbWallet;
+#[cfg(feature = "redb")]
+pub(crate) use wallet_file::verify_file;
+pub use wallet_store::{
+    MAX_RECEIPTS_PER_CHANNEL, MemoryWallet, StoredReceipt, WalletChannel, WalletPhase, WalletStore, WalletStoreError,
+    check_save,
+};

@@ -77,8 +77,18 @@ pub struct PayeeConfig {
     pub lease: Amount,
     /// Where payers reach the local ledger.
     pub ledger_url: Option<String>,
-    /// How long after a connection was lost its channel is settled without the payer.
+    /// How long after a connection was lost its channel is closed without the payer, if the store does not survive the
+    /// process. In one that does, channels stay until their payers close them or withdraw.
     pub abandon_after: Duration,
+    /// Above this much that was delivered and not paid out, a channel is settled while it is served.
+    pub settle_above: Amount,
+    /// How often a channel is settled however little is unclaimed.
+    pub settle_every: Duration,
+    /// How long after a settlement that failed it is tried again.
+    pub settle_retry: Duration,
+    /// At this much that is leased and not paid out, nothing more is leased until a settlement has succeeded: what a payee
+    /// can lose if its escrow does not answer before a payer withdraws.
+    pub exposure_cap: Amount,
     /// How often the escrow is asked whether the payer of a live connection withdraws. With `abandon_after` it has to
     /// stay well below the escrow's grace period, or what was delivered is withdrawn before it is claimed.
     pub watch_escrow: Duration,
@@ -100,7 +110,7 @@ impl PayeeConfig {
     /// Terms with defaults that follow from the prices.
     ///
     /// A lease pays for 16 MiB or 64 of the dearest unit; the in-flight cap has room for twice the lease and the windows
-    /// that fit beside it; a voucher's step is a sixteenth of the dearest unit; the suggested deposit pays for 1 TiB, so
+    /// that fit beside it; a channel is settled at 64 leases and stops at 256 unclaimed ones; a voucher's step is a sixteenth of the dearest unit; the suggested deposit pays for 1 TiB, so
     /// that the payer's budget decides.
     pub fn new(
         key: SecretKey,
@@ -131,6 +141,10 @@ impl PayeeConfig {
             lease,
             ledger_url: None,
             abandon_after: Duration::from_secs(60),
+            settle_above: times(lease, 64),
+            settle_every: Duration::from_secs(600),
+            settle_retry: Duration::from_secs(10),
+            exposure_cap: times(lease, 256),
             watch_escrow: Duration::from_secs(60),
             check_rate: DEFAULT_CHECK_RATE,
             escrow,
@@ -162,6 +176,9 @@ impl PayeeConfig {
             ledger_url: self.ledger_url.clone(),
         };
         let unit = terms.dearest_unit().unwrap_or(Amount::MAX);
+        if self.exposure_cap < self.lease {
+            return Err(PayeeError::ExposureBelowLease { cap: self.exposure_cap, lease: self.lease });
+        }
         if self.lease < unit {
             return Err(PayeeError::LeaseBelowUnit { lease: self.lease, unit });
         }
@@ -183,6 +200,14 @@ pub enum PayeeError {
         lease: Amount,
         /// The dearest unit in base units.
         unit: Amount,
+    },
+    /// Not even one lease could be unclaimed.
+    #[error("the exposure cap of {cap} base units is below the lease of {lease}")]
+    ExposureBelowLease {
+        /// The cap in base units.
+        cap: Amount,
+        /// The lease in base units.
+        lease: Amount,
     },
     /// Something that is not metered.
     #[error("not supported: {0}")]
@@ -264,6 +289,11 @@ enum Refusal {
     Record(#[from] OpenError),
     #[error(transparent)]
     Escrow(#[from] EscrowError),
+    #[error(
+        "the opener takes answers of {max_body} bytes and items of {max_item}, and what is sold has up to {answer} and \
+         {item}: what is too large for it would cost it nothing"
+    )]
+    SmallLimits { max_body: u32, max_item: u32, answer: u64, item: u64 },
     #[error("the connection that owns the channel did not let go in time")]
     Handover,
     #[error(transparent)]
@@ -331,7 +361,8 @@ impl Payee {
         self.checks.count()
     }
 
-    /// Settles channels whose payer has gone now, and waits until no channel is run any more: for a server that ends.
+    /// Settles channels whose payer has gone now, and waits until no channel is run any more: for a server that ends. In
+    /// a store that survives the process the channels stay open, settled as far as vouchers reach.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the settlements going on.
@@ -340,6 +371,11 @@ impl Payee {
         let mut running = self.running.subscribe();
         // The sender lives in `self`.
         let _never_closed = running.wait_for(|&count| count == 0).await;
+        if self.config.store.survives_restart()
+            && let Err(error) = self.look_after_idle().await
+        {
+            tracing::error!(%error, "the channels that are kept are not settled");
+        }
     }
 
     fn now_ms(&self) -> u64 {
@@ -445,7 +481,11 @@ impl Payee {
             store::apply(store, &update).await?;
         }
         // Compared by the store, too, and last: of two opens at once, one has the channel. [pay.epoch.greater]
-        store::apply(store, &owned).await?;
+        let record = store::apply(store, &owned).await?;
+        // It may have begun to close since it was read.
+        if record.snapshot.phase != ChannelPhase::Open {
+            return Err(Refusal::Ending);
+        }
         Ok(channel)
     }
 
@@ -466,6 +506,10 @@ impl Payee {
             }
         };
         tokio::time::timeout(HANDOVER_TIMEOUT, let_go).await.map_err(|_| Refusal::Handover)?
+    }
+
+    pub(super) fn is_owned(&self, id: ChannelId) -> bool {
+        self.owners.lock().contains_key(&id)
     }
 
     fn is_owner(&self, id: ChannelId, claim: &Claim) -> bool {
@@ -514,6 +558,23 @@ impl OpenRequest {
         self.shared.reject(self.connection, reason, metadata, Bytes::new());
     }
 
+    /// An answer or an item that the opener does not take fails, and is free: it must take all that is sold.
+    /// `[pay.open.limits]`
+    fn check_limits(&self) -> Result<(), Refusal> {
+        let Some(peer) = self.shared.peer_limits(self.connection) else { return Ok(()) };
+        let methods = &self.payee.terms.methods;
+        let largest = |of: fn(&MethodPrice) -> u64| methods.iter().map(of).max().unwrap_or(0);
+        // What this side could not send in one piece anyhow is not asked of the opener.
+        let defaults = ConnectionLimits::default();
+        let answer = largest(|method| method.max_answer_bytes).min(u64::from(defaults.max_body));
+        let item = largest(|method| method.max_item_bytes).min(u64::from(defaults.max_item));
+        let ConnectionLimits { max_body, max_item, .. } = peer;
+        if u64::from(max_body) < answer || u64::from(max_item) < item {
+            return Err(Refusal::SmallLimits { max_body, max_item, answer, item });
+        }
+        Ok(())
+    }
+
     async fn open(&self) -> Result<(PayeeTask, Running), Refusal> {
         let payee = &self.payee;
         // Closed never: the semaphore lives as long as the payee.
@@ -523,6 +584,7 @@ impl OpenRequest {
             let _checking = self.shared.credentials.enter().await;
             payee.check(&self.service, &self.credential)?
         };
+        self.check_limits()?;
         payee.check_epoch(id, credential.epoch).await?;
         let mut held = payee.look_for_deposit(id).await?;
         payee.use_up(&credential.challenge)?;

@@ -5,64 +5,65 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::{
-    ChannelPhase, CloseAnswer, LeasePlan, Precheck, RecordUpdate, StaleUpdate, VerifiedClose, VerifiedVoucher,
+    CloseAnswer, LeasePlan, Precheck, RecordUpdate, VerifiedClose, VerifiedVoucher,
 };
-use tollway_protocol::payment::ledger_messages::{Close, LedgerIdentity, Signed};
 use tollway_protocol::payment::{
-    Amount, ChannelDescriptor, ChannelId, CloseVoucher, Hash, NeedVoucher, PaymentChannel, PaymentMessage, Receipt,
-    ReceiptStatus, SignedAmount, SignedReceipt, Verifier, Voucher, VoucherDomain, VoucherError,
+    Amount, ChannelDescriptor, CloseVoucher, NeedVoucher, PaymentChannel, PaymentMessage, ReceiptStatus, SignedAmount,
+    Verifier, Voucher, VoucherDomain, VoucherError,
 };
 use tollway_protocol::session::{MoneyCount, PayeeMoney};
 
 use super::mailbox::{Letters, Mailbox};
-use super::payee::{Claim, ESCROW_TIMEOUT, Payee};
+use super::payee::{Claim, Payee};
+use super::payee_end::withdrawal;
 use super::verify::CheckGate;
 use crate::escrow::{EscrowError, Settlement};
+use crate::failpoint::failpoint;
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError};
 
-/// The wait after a settlement that the escrow did not answer doubles from the first to the second of these.
-const SETTLE_BACKOFF: Duration = Duration::from_millis(250);
-const MAX_SETTLE_BACKOFF: Duration = Duration::from_secs(60);
-/// Tries that are left to a settlement when its server ends.
-const LAST_SETTLE_TRIES: u32 = 6;
-
 pub(super) struct PayeeTask {
-    shared: Arc<Shared>,
-    id: ConnectionId,
-    cell: Arc<ConnectionCell>,
-    payee: Arc<Payee>,
-    channel: PaymentChannel,
-    descriptor: ChannelDescriptor,
-    domain: VoucherDomain,
-    verifier: Verifier,
-    mailbox: Arc<Mailbox>,
-    claim: Claim,
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: ConnectionId,
+    pub(super) cell: Arc<ConnectionCell>,
+    pub(super) payee: Arc<Payee>,
+    pub(super) channel: PaymentChannel,
+    pub(super) descriptor: ChannelDescriptor,
+    pub(super) domain: VoucherDomain,
+    pub(super) verifier: Verifier,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) claim: Claim,
     /// Held while this task serves or settles.
-    turn: Option<OwnedMutexGuard<()>>,
+    pub(super) turn: Option<OwnedMutexGuard<()>>,
     /// What was spent and metered before this connection.
-    units_before: u64,
-    receipts: u64,
+    pub(super) units_before: u64,
+    pub(super) receipts: u64,
     /// What the session waits for, in base units beyond what is spent, as it was when this task looked.
-    needed: Option<Amount>,
+    pub(super) needed: Option<Amount>,
     /// When the payer's patience ends.
-    patience: Option<Instant>,
-    settlement: Option<Settlement>,
-    gate: CheckGate,
+    pub(super) patience: Option<Instant>,
+    pub(super) settlement: Option<Settlement>,
+    pub(super) gate: CheckGate,
+    /// A settlement in mid-session, which nothing waits for but more exposure.
+    pub(super) settling: Option<JoinHandle<Result<Settlement, EscrowError>>>,
+    /// When unclaimed money is settled next, however little it is.
+    pub(super) settle_at: Instant,
+    /// The payer withdraws: what was delivered is claimed now.
+    pub(super) withdraws: bool,
 }
 
 /// Why a channel is served no more.
-enum Stop {
+pub(super) enum Stop {
     /// The connection has ended.
     Ended,
     /// The store failed: nothing is durable any more.
@@ -80,6 +81,9 @@ impl PayeeTask {
     ) -> Self {
         PayeeTask {
             gate: CheckGate::new(payee.config.check_rate),
+            settling: None,
+            settle_at: Instant::now() + payee.config.settle_every,
+            withdraws: false,
             units_before: channel.units(),
             domain: descriptor.voucher_domain(),
             shared,
@@ -120,12 +124,17 @@ impl PayeeTask {
 
     pub(super) async fn run(mut self) {
         let mut withdrawal = pin!(withdrawal(self.payee.clone(), self.channel.channel_id()));
-        let mut withdraws = false;
         let stop = loop {
             let patience = self.patience;
             let wait = async {
                 match patience {
                     Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let settled = async {
+                match &mut self.settling {
+                    Some(settling) => settling.await,
                     None => std::future::pending().await,
                 }
             };
@@ -136,11 +145,18 @@ impl PayeeTask {
                     self.end_patience();
                     Ok(())
                 }
-                () = &mut withdrawal, if !withdraws => {
-                    withdraws = true;
+                () = &mut withdrawal, if !self.withdraws => {
+                    self.withdraws = true;
                     self.close_connection("the payer withdraws");
                     Ok(())
                 }
+                () = tokio::time::sleep_until(self.settle_at) => {
+                    self.settle_at = Instant::now() + self.payee.config.settle_every;
+                    self.sync();
+                    self.settle_in_passing(Amount::ZERO);
+                    Ok(())
+                }
+                settled = settled => self.take_settlement(settled).await,
                 letters = self.mailbox.take() => self.handle(letters).await,
                 // An open that was given up before it was accepted has no mailbox in the session.
                 _ = self.cell.closed(), if !self.shared.has_mailbox(self.id) => Err(Stop::Ended),
@@ -169,7 +185,7 @@ impl PayeeTask {
     }
 
     /// Serves no more. The last count follows, with the end of the connection.
-    fn close_connection(&self, reason: &str) {
+    pub(super) fn close_connection(&self, reason: &str) {
         self.shared.close_connection(self.id, Reason::new(code::PAYMENT_ENDED, reason));
     }
 
@@ -193,6 +209,12 @@ impl PayeeTask {
                 Err(error) => self.refuse_message(&error.to_string()),
             }
         }
+        // The deposit first: a voucher behind a top-up may need it.
+        let (top_ups, rest): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|message| matches!(message, PaymentMessage::TopUp { .. }));
+        if !top_ups.is_empty() {
+            self.look_at_deposit().await?;
+        }
         if let Some(voucher) = highest {
             self.handle_voucher(voucher).await.map_err(Stop::Store)?;
         }
@@ -202,14 +224,15 @@ impl PayeeTask {
         if letters.ended.is_some() {
             return Err(Stop::Ended);
         }
-        if letters.low || letters.needed || self.needed.is_some() || highest.is_some() {
+        if letters.low || letters.needed || self.needed.is_some() || highest.is_some() || !top_ups.is_empty() {
             self.lease().await.map_err(Stop::Store)?;
+            self.settle_in_passing(self.payee.config.settle_above);
         }
         Ok(())
     }
 
     /// What the session has spent since, and what it waits for now.
-    fn sync(&mut self) {
+    pub(super) fn sync(&mut self) {
         let (count, needed) = self.shared.payee_money(self.id);
         if let Some(count) = count {
             self.record(count);
@@ -220,7 +243,7 @@ impl PayeeTask {
         }
     }
 
-    fn record(&mut self, count: MoneyCount) {
+    pub(super) fn record(&mut self, count: MoneyCount) {
         if let Err(error) = self.channel.record_spent(count.amount) {
             // The session spends within the lease, and stops when the channel closes.
             tracing::error!(%error, "the session's count contradicts the channel's");
@@ -228,7 +251,7 @@ impl PayeeTask {
         self.channel.record_units(self.units_before.saturating_add(count.bytes));
     }
 
-    async fn apply(&self, update: &RecordUpdate) -> Result<(), ApplyError> {
+    pub(super) async fn apply(&self, update: &RecordUpdate) -> Result<(), ApplyError> {
         store::apply(&*self.payee.config.store, update).await.map(drop)
     }
 
@@ -247,7 +270,9 @@ impl PayeeTask {
                     Err(refusal) => Some(refusal.to_string()),
                     Ok(None) => None,
                     Ok(Some(plan)) => {
+                        failpoint!("payee.before-accept");
                         self.apply(plan.update()).await?;
+                        failpoint!("payee.accepted");
                         self.channel.commit_voucher(plan)?;
                         None
                     }
@@ -270,10 +295,18 @@ impl PayeeTask {
     }
 
     /// Leases what is needed, or as far ahead as is due; asks for a voucher if there is too little.
-    async fn lease(&mut self) -> Result<(), ApplyError> {
+    pub(super) async fn lease(&mut self) -> Result<(), ApplyError> {
         let wanted = self.needed.unwrap_or_default().max(self.low_mark());
+        if self.is_exposed() {
+            // What is leased may be spent; more waits for the settlement, which is no fault of the payer's.
+            self.settle_in_passing(Amount::ZERO);
+            if self.settling.is_some() {
+                return Ok(());
+            }
+        }
         while let Ok(Some(plan)) = self.channel.propose_lease(wanted) {
             let plan = self.write_lease(plan).await?;
+            failpoint!("payee.leased");
             if let Err(error) = self.channel.commit_lease(plan) {
                 tracing::error!(%error, "a lease that is durable cannot be used");
                 return Ok(());
@@ -305,7 +338,7 @@ impl PayeeTask {
     }
 
     /// Makes a lease durable, or gives it up.
-    async fn write_lease(&mut self, plan: LeasePlan) -> Result<LeasePlan, ApplyError> {
+    pub(super) async fn write_lease(&mut self, plan: LeasePlan) -> Result<LeasePlan, ApplyError> {
         match self.apply(plan.update()).await {
             Ok(()) => Ok(plan),
             Err(error) => {
@@ -325,7 +358,6 @@ impl PayeeTask {
                 self.shared.fail_unpaid(self.id);
                 Ok(())
             }
-            PaymentMessage::TopUp { .. } => self.look_at_deposit().await,
             PaymentMessage::Close { voucher, received: _ } => self.handle_close(voucher).await,
             _ => {
                 self.refuse_message("a message that only a payee sends");
@@ -410,161 +442,12 @@ impl PayeeTask {
         Ok(())
     }
 
-    /// Has the escrow close the channel by this voucher, or at what it has settled; the final receipt names the
-    /// settlement. Driven again until the escrow answers, or until a server that ends has waited long enough.
-    async fn settle(&mut self, close: Option<CloseVoucher>, status: ReceiptStatus) -> Result<(), ApplyError> {
-        let settled = self.channel.settled();
-        let amount = close.map_or(settled, |close| close.amount);
-        // At what is settled already the escrow closes without a payout, and needs no voucher. [pay.close.amount]
-        let voucher = close.filter(|close| close.amount > settled).map(|close| close.signature);
-        let payee = self.payee.clone();
-        let ledger = LedgerIdentity { chain_id: self.descriptor.chain_id, escrow: self.descriptor.escrow };
-        let order = Signed::sign(Close { channel_id: self.channel.channel_id(), amount }, &ledger, &payee.config.key);
-        let mut hurry = payee.hurry.subscribe();
-        let (mut backoff, mut last_tries, mut is_first) = (SETTLE_BACKOFF, LAST_SETTLE_TRIES, true);
-        loop {
-            let answer = tokio::time::timeout(ESCROW_TIMEOUT, payee.config.escrow.close(order.clone(), voucher)).await;
-            match answer.unwrap_or_else(|elapsed| Err(EscrowError::Unavailable(elapsed.into()))) {
-                Ok(settlement) => {
-                    self.settlement = Some(settlement);
-                    match self.channel.finalize(settlement.settled) {
-                        Ok(update) => self.apply(&update).await?,
-                        Err(error) => tracing::error!(%error, "the escrow paid more than was accepted"),
-                    }
-                    self.send_receipt(status);
-                    return Ok(());
-                }
-                Err(EscrowError::Refused(refusal)) => {
-                    tracing::error!(%refusal, channel = %self.channel.channel_id(), "the escrow refuses the close");
-                    self.send(&PaymentMessage::Refused { reason: refusal.to_string() });
-                    return Ok(());
-                }
-                Err(error) => tracing::warn!(%error, "the escrow does not settle"),
-            }
-            if std::mem::take(&mut is_first) {
-                self.send_receipt(ReceiptStatus::Closing);
-            }
-            let ends = *hurry.borrow();
-            last_tries -= u32::from(ends);
-            if last_tries == 0 {
-                break;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(backoff) => backoff = (2 * backoff).min(MAX_SETTLE_BACKOFF),
-                _ = hurry.wait_for(|hurry| *hurry), if !ends => backoff = SETTLE_BACKOFF,
-            }
-        }
-        tracing::error!(channel = %self.channel.channel_id(), "the channel is not settled; its vouchers are in the store");
-        Ok(())
-    }
-
-    fn receipt(&mut self, status: ReceiptStatus) -> Option<SignedReceipt> {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.receipts += 1;
-        let receipt = Receipt {
-            sequence: self.receipts,
-            time_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
-            accepted: self.channel.accepted(),
-            spent: self.channel.spent(),
-            units: self.channel.units(),
-            settled: self.channel.settled(),
-            status,
-            reference: self.settlement.map(|settlement| settlement.reference).filter(|hash| *hash != Hash::ZERO),
-        };
-        match SignedReceipt::sign(&receipt, &self.descriptor, &self.payee.config.key) {
-            Ok(signed) => Some(signed),
-            Err(error) => {
-                tracing::error!(%error, "a receipt cannot be signed");
-                None
-            }
-        }
-    }
-
-    fn send_receipt(&mut self, status: ReceiptStatus) {
-        if let Some(signed) = self.receipt(status) {
-            self.send(&PaymentMessage::Receipt(signed));
-        }
-    }
-
-    fn send(&self, message: &PaymentMessage) {
+    pub(super) fn send(&self, message: &PaymentMessage) {
         // Fails only when the connection has ended, which the mailbox says too.
         let _ended = self.shared.send_payment(self.id, Bytes::from(message.encode()));
     }
 
     fn refuse_message(&self, what: &str) {
         self.close_connection(&format!("bad payment message: {what}"));
-    }
-
-    /// The connection has ended. What was not spent of the lease is given back; a channel that was not closed is
-    /// settled without the payer, unless a newer connection takes it over first.
-    async fn wind_up(mut self) {
-        if let Some(count) = self.cell.final_money() {
-            self.record(count);
-        }
-        if self.channel.phase() == ChannelPhase::Open {
-            match self.surrender().await {
-                Ok(()) => {}
-                Err(ApplyError::Stale(StaleUpdate::Epoch { .. })) => return,
-                // What was spent is owed all the same.
-                Err(error) => tracing::error!(%error, "the lease cannot be given back"),
-            }
-            self.turn = None;
-            self.wait_for_payer().await;
-            self.turn = Some(self.claim.turn.clone().lock_owned().await);
-            if *self.claim.taken.borrow() {
-                return;
-            }
-        }
-        let owes_nothing = self.channel.spent() <= self.channel.settled();
-        let close = match self.channel.phase() {
-            ChannelPhase::Finalized { .. } => return,
-            // Signed ahead is not owed: the rest of the deposit goes back at once.
-            ChannelPhase::Open | ChannelPhase::Disputed { .. } if owes_nothing => None,
-            _ => match self.channel.close_without_payer() {
-                Ok((close, update)) => match self.apply(&update).await {
-                    Ok(()) => Some(close),
-                    Err(error) => return tracing::error!(%error, "an abandoned channel cannot be closed"),
-                },
-                Err(refusal) => return tracing::error!(%refusal, "no voucher covers what was spent"),
-            },
-        };
-        if let Err(error) = self.settle(close, ReceiptStatus::ClosedForced).await {
-            tracing::error!(%error, "a settlement cannot be stored");
-        }
-    }
-
-    async fn surrender(&mut self) -> Result<(), ApplyError> {
-        if let Ok(plan) = self.channel.surrender_lease() {
-            let plan = self.write_lease(plan).await?;
-            // The plan is a moment old and the only one.
-            let committed = self.channel.commit_lease(plan);
-            debug_assert!(committed.is_ok());
-        }
-        Ok(())
-    }
-
-    /// Gives the payer time to come back, by a newer connection that takes the channel over.
-    async fn wait_for_payer(&self) {
-        let mut taken = self.claim.taken.subscribe();
-        let mut hurry = self.payee.hurry.subscribe();
-        tokio::select! {
-            // Both senders outlive this task.
-            _ = taken.wait_for(|taken| *taken) => {}
-            _ = hurry.wait_for(|hurry| *hurry) => {}
-            () = tokio::time::sleep(self.payee.config.abandon_after) => {}
-        }
-    }
-}
-
-/// Waits until the escrow says that the channel ends without the payee: its payer withdraws, and what was delivered has
-/// to be claimed within the grace period.
-async fn withdrawal(payee: Arc<Payee>, id: ChannelId) {
-    loop {
-        tokio::time::sleep(payee.config.watch_escrow).await;
-        match payee.look(id).await {
-            Ok(Some(held)) if held.is_ending() => return,
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, channel = %id, "the escrow cannot be watched"),
-        }
     }
 }

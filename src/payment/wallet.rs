@@ -1,35 +1,43 @@
 //! The payer's side: a wallet that looks at terms, deposits, and opens paid connections within its bounds.
+//!
+//! A wallet remembers its channels in a [`WalletStore`]. A payee that it has a channel with is paid from that one; what was
+//! signed, received and lost before stands. What must survive is written before it is sent: see `wallet_store.rs`.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tollway_protocol::error::ConnectionEnd;
+use parking_lot::Mutex;
+use tollway_protocol::error::code;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::payment::ledger_messages::{LedgerIdentity, OpenChannel, Signed, is_reserved_chain};
 use tollway_protocol::payment::{
-    Address, Amount, Binding, ChannelDescriptor, Credential, CredentialDraft, Decline, Hash, PayerBook, PayerLimits,
-    PaymentMessage, Place, Quote, SecretKey, Terms, TermsError, UnworkableTerms, VoucherProtocol,
+    Address, Amount, Binding, Challenge, ChannelId, Credential, CredentialDraft, Hash, PayerBook, PayerLimits,
+    PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, SecretKey, SignedReceipt, Terms,
+    VoucherProtocol,
 };
 use tollway_protocol::session::PayerMoney;
 
 use super::mailbox::Mailbox;
-use super::paid::{Opened, PaidConnection};
+use super::paid::PaidConnection;
+use super::payer_task::{Opened, checkpoint_room};
+use super::wallet_error::WalletError;
+use super::wallet_store::{MemoryWallet, StoredReceipt, WalletChannel, WalletPhase, WalletStore};
 use super::windows::paid_limits;
-use crate::escrow::{Escrow, EscrowError, EscrowRefusal, LedgerClient};
 use crate::session::{OpenError, Session};
 
-/// How long an order to the ledger is good for.
-const ORDER_LIFETIME: Duration = Duration::from_secs(300);
-/// How often an order is signed anew because another one of this payer was faster.
-const NONCE_TRIES: u32 = 32;
 /// With no `max_ahead` given: so many of the dearest unit, and at least the price of [`DEFAULT_AHEAD_BYTES`].
 const DEFAULT_AHEAD_UNITS: u128 = 16;
 /// With no `max_ahead` given: about 10 ms of a fast local stream.
 const DEFAULT_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
+/// With no `loss_budget` given: so many times `max_ahead`. A payee whose process dies costs at most one lease, which is
+/// about as much; one that breaks off more often than this is not worth its deposit.
+const DEFAULT_LOSSES: u128 = 4;
+/// How often an open is tried with another channel or another epoch. Each time something is known that was not before.
+const OPEN_TRIES: u32 = 8;
 
 /// What a wallet may do. All amounts are base units.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct WalletConfig {
     /// The payer's key.
     pub key: Arc<SecretKey>,
@@ -39,132 +47,149 @@ pub struct WalletConfig {
     pub escrows: Vec<Address>,
     /// The most that one connection may cost.
     pub budget: Amount,
+    /// The most that all channels of the wallet's store may cost together; `None` for no bound but those of each.
+    pub total_budget: Option<Amount>,
     /// The most that is authorised beyond what was received; `None` for a default by the terms.
     pub max_ahead: Option<Amount>,
+    /// The most that a payee may cost by breaking off, over all its channels; `None` for four times `max_ahead`.
+    pub loss_budget: Option<Amount>,
+    /// Up to where a channel's deposit may grow by top-ups; `None` for as far as the budget reaches.
+    pub deposit_limit: Option<Amount>,
+    /// Where the payee is, to be remembered with the channel.
+    pub payee_url: Option<String>,
+    /// Where channels are remembered: in memory by default, so that they are closed before the process ends. Every wallet
+    /// of one key that is used at the same time is a clone of one, so that no channel is paid from twice at once.
+    pub store: Arc<dyn WalletStore>,
+}
+
+impl fmt::Debug for WalletConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WalletConfig")
+            .field("payer", &self.key.address())
+            .field("payee", &self.payee)
+            .field("budget", &self.budget)
+            .field("max_ahead", &self.max_ahead)
+            .finish_non_exhaustive()
+    }
 }
 
 impl WalletConfig {
     /// A wallet with this key that spends at most `budget` base units on a connection.
     pub fn new(key: SecretKey, budget: Amount) -> Self {
-        WalletConfig { key: Arc::new(key), payee: None, escrows: Vec::new(), budget, max_ahead: None }
+        WalletConfig {
+            key: Arc::new(key),
+            payee: None,
+            escrows: Vec::new(),
+            budget,
+            total_budget: None,
+            max_ahead: None,
+            loss_budget: None,
+            deposit_limit: None,
+            payee_url: None,
+            store: Arc::new(MemoryWallet::new()),
+        }
     }
 }
 
-/// Why a wallet did not pay, or stopped paying.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum WalletError {
-    /// The service is free: open it without a wallet.
-    #[error("the service was accepted without payment; open it without a wallet")]
-    NotPriced,
-    /// What the peer sent as terms is none.
-    #[error("the peer's quote is malformed: {0}")]
-    MalformedQuote(String),
-    /// The terms are not signed by the payee that is trusted, or make no sense.
-    #[error("the terms are refused: {0}")]
-    Terms(#[from] TermsError),
-    /// The terms are of another payee than the one that is trusted. Nothing was paid.
-    #[error("the payee is {found}, and only {expected} is trusted; nothing was paid")]
-    PayeeMismatch {
-        /// Who is trusted.
-        expected: Address,
-        /// Who signed the terms.
-        found: Address,
-    },
-    /// The terms are for another service.
-    #[error("the terms are for the service '{found}', not '{expected}'")]
-    OtherService {
-        /// What was asked for.
-        expected: String,
-        /// What the terms name.
-        found: String,
-    },
-    /// The escrow is neither a local ledger nor on the trust list.
-    #[error("the escrow {escrow} on chain {chain_id} is not trusted")]
-    EscrowNotTrusted {
-        /// The escrow.
-        escrow: Address,
-        /// Its chain.
-        chain_id: u64,
-    },
-    /// The ledger at the terms' URL is not the one that the terms name.
-    #[error("the ledger at {url} is not the one in the terms")]
-    OtherLedger {
-        /// Where the terms say that it is.
-        url: String,
-    },
-    /// The terms ask for something that this wallet does not do.
-    #[error("the terms ask for {0}, which this wallet does not do")]
-    Unsupported(&'static str),
-    /// One unit costs more than is authorised ahead.
-    #[error(transparent)]
-    Unworkable(#[from] UnworkableTerms),
-    /// The budget does not reach.
-    #[error("the budget is too small: {needed} base units are needed, and the budget is {budget}")]
-    BudgetTooSmall {
-        /// What is needed in all to go on, in base units.
-        needed: Amount,
-        /// The budget in base units.
-        budget: Amount,
-    },
-    /// The payer declined a voucher for another reason.
-    #[error("payment was declined: {0}")]
-    Declined(Decline),
-    /// The escrow did not do as it was told.
-    #[error("{0}")]
-    Escrow(String),
-    /// The connection was not opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The payee refused a voucher or the close.
-    #[error("the payee refused: {0}")]
-    Refused(String),
-    /// The payee says that it delivered more than was received.
-    #[error("disputed: {claimed} base units were received, and the payee says that it delivered {spent}")]
-    Disputed {
-        /// What was received, in base units.
-        claimed: Amount,
-        /// The payee's count, in base units.
-        spent: Amount,
-    },
-    /// The payee sent something that is no payment message, or is not signed as it must be.
-    #[error("the payee sent a bad payment message: {0}")]
-    BadMessage(String),
-    /// The connection ended.
-    #[error("the paid connection ended: {0}")]
-    Ended(ConnectionEnd),
-    /// The calls of the connection, or the final receipt, did not come in time.
-    #[error("{0} did not come in time")]
-    Timeout(&'static str),
-}
-
-impl From<EscrowError> for WalletError {
-    fn from(error: EscrowError) -> Self {
-        WalletError::Escrow(error.to_string())
-    }
-}
-
-/// Opens paid connections. Clones share nothing but the key.
-#[derive(Debug, Clone)]
+/// Opens paid connections. Clones are the same wallet.
+#[derive(Clone)]
 pub struct Wallet {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: WalletConfig,
+    /// Channels that are paid from now.
+    in_use: Mutex<HashSet<ChannelId>>,
+}
+
+impl fmt::Debug for Wallet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wallet").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+/// A channel that nobody else pays from while this lives.
+pub(super) struct InUse {
+    wallet: Wallet,
+    id: ChannelId,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.wallet.inner.in_use.lock().remove(&self.id);
+    }
 }
 
 /// Terms whose signature was verified, and the challenge that came with them.
 struct Quoted {
     terms: Terms,
-    challenge: tollway_protocol::payment::Challenge,
+    challenge: Challenge,
+}
+
+/// Asks for the terms of a service, and verifies that its payee has signed them. Nothing is paid, and no key is needed.
+///
+/// # Errors
+/// When the service is free or not there, or its terms are refused; with `payee`, also when they are another's.
+pub async fn quote(session: &Session, service: &str, payee: Option<Address>) -> Result<Terms, WalletError> {
+    Ok(ask(session, service, payee).await?.terms)
+}
+
+async fn ask(session: &Session, service: &str, payee: Option<Address>) -> Result<Quoted, WalletError> {
+    let terms = match session.open(service).await {
+        Ok(_free) => return Err(WalletError::NotPriced),
+        Err(OpenError::PaymentRequired { terms }) => terms,
+        Err(error) => return Err(error.into()),
+    };
+    let quote = Quote::decode(&terms).map_err(|error| WalletError::MalformedQuote(error.to_string()))?;
+    // Whoever signed is named before the pinned payee is compared, so that the error can say both.
+    let terms = quote.terms.verify(None)?;
+    // [pay.terms.signed]
+    if let Some(expected) = payee.filter(|&expected| expected != terms.payee) {
+        return Err(WalletError::PayeeMismatch { expected, found: terms.payee });
+    }
+    if terms.service != service {
+        return Err(WalletError::OtherService { expected: service.to_owned(), found: terms.service });
+    }
+    if quote.challenge.terms_hash != quote.terms.hash() {
+        return Err(WalletError::MalformedQuote("the challenge is for other terms".to_owned()));
+    }
+    Ok(Quoted { terms, challenge: quote.challenge })
 }
 
 impl Wallet {
     /// A wallet with these bounds.
     pub fn new(config: WalletConfig) -> Self {
-        Wallet { config }
+        Wallet { inner: Arc::new(Inner { config, in_use: Mutex::default() }) }
+    }
+
+    pub(super) fn config(&self) -> &WalletConfig {
+        &self.inner.config
+    }
+
+    pub(super) fn store(&self) -> &dyn WalletStore {
+        &*self.inner.config.store
     }
 
     /// The payer's address.
     pub fn address(&self) -> Address {
-        self.config.key.address()
+        self.config().key.address()
+    }
+
+    /// The channels that it remembers.
+    ///
+    /// # Errors
+    /// When its store failed.
+    pub async fn channels(&self) -> Result<Vec<WalletChannel>, WalletError> {
+        Ok(self.store().channels().await?)
+    }
+
+    /// The receipts that it remembers.
+    ///
+    /// # Errors
+    /// When its store failed.
+    pub async fn receipts(&self) -> Result<Vec<StoredReceipt>, WalletError> {
+        Ok(self.store().receipts().await?)
     }
 
     /// Asks for the terms of a service, and verifies who signed them. Nothing is paid.
@@ -172,33 +197,11 @@ impl Wallet {
     /// # Errors
     /// When the service is free or not there, or its terms are refused.
     pub async fn quote(&self, session: &Session, service: &str) -> Result<Terms, WalletError> {
-        Ok(self.ask(session, service).await?.terms)
-    }
-
-    async fn ask(&self, session: &Session, service: &str) -> Result<Quoted, WalletError> {
-        let terms = match session.open(service).await {
-            Ok(_free) => return Err(WalletError::NotPriced),
-            Err(OpenError::PaymentRequired { terms }) => terms,
-            Err(error) => return Err(error.into()),
-        };
-        let quote = Quote::decode(&terms).map_err(|error| WalletError::MalformedQuote(error.to_string()))?;
-        // Whoever signed is named before the pinned payee is compared, so that the error can say both.
-        let terms = quote.terms.verify(None)?;
-        // [pay.terms.signed]
-        if let Some(expected) = self.config.payee.filter(|&expected| expected != terms.payee) {
-            return Err(WalletError::PayeeMismatch { expected, found: terms.payee });
-        }
-        if terms.service != service {
-            return Err(WalletError::OtherService { expected: service.to_owned(), found: terms.service });
-        }
-        if quote.challenge.terms_hash != quote.terms.hash() {
-            return Err(WalletError::MalformedQuote("the challenge is for other terms".to_owned()));
-        }
-        Ok(Quoted { terms, challenge: quote.challenge })
+        quote(session, service, self.config().payee).await
     }
 
     /// What the wallet does under these terms, or why it does nothing.
-    fn limits_for(&self, terms: &Terms) -> Result<PayerLimits, WalletError> {
+    fn limits_for(&self, terms: &Terms, budget: Amount) -> Result<PayerLimits, WalletError> {
         if terms.protocol != VoucherProtocol::V1 {
             return Err(WalletError::Unsupported("vouchers of another protocol than v1"));
         }
@@ -208,7 +211,6 @@ impl Wallet {
         if terms.methods.iter().any(|method| method.price.bytes_in.is_some_and(|rate| !rate.amount.is_zero())) {
             return Err(WalletError::Unsupported("payment for the bytes that the payer sends"));
         }
-        let budget = self.config.budget;
         if terms.minimum_deposit > budget {
             return Err(WalletError::BudgetTooSmall { needed: terms.minimum_deposit, budget });
         }
@@ -219,125 +221,233 @@ impl Wallet {
             let bytes = terms.methods.iter().filter_map(|method| method.price.bytes_out?.cost(DEFAULT_AHEAD_BYTES));
             units.unwrap_or(Amount::MAX).max(bytes.max().unwrap_or(Amount::ZERO))
         };
-        let max_ahead = self.config.max_ahead.unwrap_or_else(default);
+        let max_ahead = self.config().max_ahead.unwrap_or_else(default);
         let limits = PayerLimits {
             budget,
             max_ahead,
             low_mark: None,
             minimum_delta: terms.minimum_delta,
-            deposit_limit: Amount::ZERO,
-            top_up_step: Amount::ZERO,
+            deposit_limit: self.config().deposit_limit.unwrap_or(budget).min(budget),
+            top_up_step: terms.suggested_deposit,
             in_flight_cap: terms.in_flight_cap,
-            loss_budget: Amount::ZERO,
+            loss_budget: self
+                .config()
+                .loss_budget
+                .unwrap_or(max_ahead.checked_mul(DEFAULT_LOSSES).unwrap_or(Amount::MAX)),
         };
         // [pay.terms.workable]
         limits.acceptable(dearest_unit)?;
         Ok(limits)
     }
 
-    /// The escrow of the terms, if it is one that may be trusted with a deposit.
-    async fn escrow(&self, terms: &Terms) -> Result<LedgerClient, WalletError> {
-        let (escrow, chain_id) = (terms.escrow, terms.chain_id);
-        let is_ledger = is_reserved_chain(chain_id) && LedgerIdentity { chain_id, escrow }.is_consistent();
-        if !is_ledger {
-            return Err(if self.config.escrows.contains(&escrow) {
-                WalletError::Unsupported("an escrow that is not a local ledger")
-            } else {
-                WalletError::EscrowNotTrusted { escrow, chain_id }
-            });
-        }
-        let url = terms.ledger_url.clone().ok_or(WalletError::Unsupported("a ledger without a URL"))?;
-        let endpoint = url.parse().map_err(|_| WalletError::Unsupported("a ledger at a URL of another scheme"))?;
-        let ledger = LedgerClient::connect(&endpoint).await?;
-        if (ledger.chain_id(), ledger.address()) != (chain_id, escrow) {
-            return Err(WalletError::OtherLedger { url });
-        }
-        Ok(ledger)
-    }
-
-    /// Deposits at the escrow: min(budget, suggested deposit).
-    async fn deposit(&self, terms: &Terms) -> Result<(ChannelDescriptor, Amount), WalletError> {
-        let ledger = self.escrow(terms).await?;
-        let mut salt = [0; 32];
-        getrandom::fill(&mut salt).map_err(|error| WalletError::Escrow(format!("no randomness: {error}")))?;
-        let mut above = 0;
-        for _ in 0..NONCE_TRIES {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            // Nonces rise; the clock does so by itself, also after a restart.
-            let nonce = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).max(above);
-            let order = OpenChannel {
-                payer: self.address(),
-                payee: terms.payee,
-                token: terms.token,
-                salt: Hash(salt),
-                authorized_signer: Address::ZERO,
-                deposit: self.config.budget.min(terms.suggested_deposit),
-                nonce,
-                expiry: u64::try_from((now + ORDER_LIFETIME).as_millis()).unwrap_or(u64::MAX),
-            };
-            let (descriptor, deposit) = (order.descriptor(&ledger.identity()), order.deposit);
-            match ledger.open(Signed::sign(order, &ledger.identity(), &self.config.key)).await {
-                // Vouchers are signed for the channel that was ordered, whatever the ledger calls it: another one's could
-                // lie on a real chain.
-                Ok(channel) if channel.descriptor == descriptor => {
-                    return Ok((descriptor, deposit.min(channel.deposit)));
-                }
-                Ok(_) => return Err(WalletError::Escrow("the ledger answered with another channel".to_owned())),
-                // Another order of this payer was faster: nothing has happened, and a later nonce is taken.
-                Err(EscrowError::Refused(EscrowRefusal::NonceUsed { last, .. })) => above = last.saturating_add(1),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(WalletError::Timeout("an order that is not overtaken by another of this payer"))
-    }
-
-    /// Opens a connection to a priced service: asks for its terms, deposits, proves possession of the channel, and
-    /// begins to pay.
+    /// Opens a connection to a priced service: asks for its terms, takes the channel that it has with the payee or
+    /// deposits for one, proves possession of it, and begins to pay.
     ///
     /// # Errors
-    /// When the terms are refused, before anything is paid; when the escrow or the payee refuses. A deposit that was
-    /// made and not used is returned by the escrow after its grace period.
+    /// When the terms are refused, before anything is paid; when the escrow or the payee refuses; when the payee's count
+    /// after a break is not believed. A deposit that was made stays in the wallet's store for the next time.
     ///
     /// # Cancel safety
     /// A dropped future may have deposited. Nothing beyond the deposit was authorised.
     pub async fn open(&self, session: &Session, service: &str) -> Result<PaidConnection, WalletError> {
-        let Quoted { terms, challenge } = self.ask(session, service).await?;
-        let limits = self.limits_for(&terms)?;
-        let (descriptor, deposit) = self.deposit(&terms).await?;
-        let mut book = PayerBook::open(limits, deposit);
+        self.open_on(session, service, None).await
+    }
+
+    /// Opens a connection on a channel that the wallet has, such as to close it with its payee.
+    ///
+    /// # Errors
+    /// As [`Wallet::open`], and when the channel is not there, in use, or at its end.
+    pub async fn resume(
+        &self,
+        session: &Session,
+        service: &str,
+        channel: ChannelId,
+    ) -> Result<PaidConnection, WalletError> {
+        self.open_on(session, service, Some(channel)).await
+    }
+
+    async fn open_on(
+        &self,
+        session: &Session,
+        service: &str,
+        wanted: Option<ChannelId>,
+    ) -> Result<PaidConnection, WalletError> {
+        for _ in 0..OPEN_TRIES {
+            let quoted = ask(session, service, self.config().payee).await?;
+            let (channel, in_use, limits) = self.pick(&quoted.terms, wanted).await?;
+            match self.connect(session, service, quoted, (channel, in_use, limits)).await? {
+                Attempt::Opened(paid) => return Ok(*paid),
+                Attempt::Again => {}
+            }
+        }
+        Err(WalletError::Timeout("a channel that the payee takes"))
+    }
+
+    /// The channel to pay from, which nobody else uses meanwhile, and the bounds for it.
+    async fn pick(
+        &self,
+        terms: &Terms,
+        wanted: Option<ChannelId>,
+    ) -> Result<(WalletChannel, InUse, PayerLimits), WalletError> {
+        let known = self.channels().await?;
+        let others = |id: Option<ChannelId>| known.iter().filter(move |channel| Some(channel.id()) != id);
+        let sum = |amounts: &mut dyn Iterator<Item = Amount>| amounts.fold(Amount::ZERO, Amount::saturating_add);
+        // What may still be spent, and still be lost, beside what the other channels have cost.
+        let limits = |channel: Option<&WalletChannel>| -> Result<PayerLimits, WalletError> {
+            let id = channel.map(WalletChannel::id);
+            let counted = channel.map_or(Amount::ZERO, WalletChannel::counted);
+            let spent = sum(&mut others(id).map(WalletChannel::cost));
+            let total = self.config().total_budget.map_or(Amount::MAX, |total| total.saturating_sub(spent));
+            let budget = counted.saturating_add(self.config().budget).min(total);
+            let mut limits = self.limits_for(terms, budget)?;
+            let lost = others(id).filter(|channel| channel.descriptor.payee == terms.payee);
+            let lost = sum(&mut lost.map(WalletChannel::loss));
+            let limit = limits.loss_budget;
+            if lost > limit {
+                return Err(ResumeRefusal::LossBudget { lost, limit }.into());
+            }
+            limits.loss_budget = limit.saturating_sub(lost);
+            Ok(limits)
+        };
+        for channel in known.iter().filter(|channel| self.fits(channel, terms, wanted)) {
+            let Some(in_use) = self.take(channel.id()) else { continue };
+            let limits = limits(Some(channel))?;
+            if let Some(channel) = self.finish_deposit(channel.clone()).await? {
+                return Ok((channel, in_use, limits));
+            }
+        }
+        if let Some(id) = wanted {
+            return Err(WalletError::Channel {
+                id,
+                what: "is not there, in use, at its end, or not one of these terms",
+            });
+        }
+        let limits = limits(None)?;
+        let channel = self.deposit(terms, limits.budget).await?;
+        let in_use = self.take(channel.id());
+        let in_use = in_use.ok_or(WalletError::Channel { id: channel.id(), what: "is new and in use" })?;
+        Ok((channel, in_use, limits))
+    }
+
+    fn take(&self, id: ChannelId) -> Option<InUse> {
+        self.inner.in_use.lock().insert(id).then(|| InUse { wallet: self.clone(), id })
+    }
+
+    /// Whether a channel can be paid from under these terms.
+    fn fits(&self, channel: &WalletChannel, terms: &Terms, wanted: Option<ChannelId>) -> bool {
+        let descriptor = &channel.descriptor;
+        matches!(channel.phase, WalletPhase::Open | WalletPhase::Opening { .. })
+            && wanted.is_none_or(|wanted| wanted == channel.id())
+            && descriptor.signer() == self.address()
+            && (descriptor.payee, descriptor.token) == (terms.payee, terms.token)
+            && (descriptor.escrow, descriptor.chain_id) == (terms.escrow, terms.chain_id)
+            && descriptor.protocol == terms.protocol
+    }
+
+    async fn connect(
+        &self,
+        session: &Session,
+        service: &str,
+        Quoted { terms, challenge }: Quoted,
+        (mut channel, in_use, limits): (WalletChannel, InUse, PayerLimits),
+    ) -> Result<Attempt, WalletError> {
+        let mut book = PayerBook::restore(limits, channel.book);
         let epoch = book.next_epoch(None).ok_or(WalletError::Unsupported("more epochs than there are"))?;
+        // Durable before it is sent: after a crash a greater one must be known to take the channel over.
+        channel.book = book.snapshot();
+        self.store().save(channel.clone(), None).await?;
         let draft = CredentialDraft {
             challenge,
-            descriptor: descriptor.clone(),
+            descriptor: channel.descriptor.clone(),
             epoch,
-            received: Amount::ZERO,
+            received: book.received(),
             proof: Vec::new(),
             voucher: None,
         };
         let place = Place { service, exporter: Hash::ZERO };
         let credential = draft
-            .sign(&self.config.key, place)
+            .sign(&self.config().key, place)
             .and_then(|credential: Credential| credential.encode())
             .map_err(|error| WalletError::MalformedQuote(error.to_string()))?;
         let prices = Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect());
         let mailbox = Arc::new(Mailbox::default());
-        let money = PayerMoney { prices, received: Amount::ZERO, mark: Amount::ZERO };
+        let hold = book.received().saturating_add(checkpoint_room(&terms));
+        let money = PayerMoney { prices, received: book.received(), mark: Amount::ZERO, hold };
         let windows = paid_limits(&terms, limits.max_ahead);
         let paid = (Bytes::from(credential), money, mailbox.clone());
-        let (connection, receipt) = session.open_with(service, windows, Metadata::new(), Some(paid)).await?;
+        let (connection, receipt) = match session.open_with(service, windows, Metadata::new(), Some(paid)).await {
+            Ok(opened) => opened,
+            Err(error) => return self.learn(channel, error).await,
+        };
         // Who cannot sign for the payee has accepted in its place: nothing is authorised. [pay.receipt.accept]
-        match PaymentMessage::decode(&receipt) {
-            Ok(PaymentMessage::Receipt(receipt)) => {
-                receipt.verify(&descriptor).map_err(|error| WalletError::BadMessage(error.to_string()))?;
-            }
-            _ => return Err(WalletError::BadMessage("the connection was accepted without a receipt".to_owned())),
+        let (signed, receipt) = accepted_by(&receipt, &channel)?;
+        // What did not arrive before the break stands as lost in both books, or the channel is not used any more.
+        let resumed = book.resume(receipt.spent);
+        channel.last_receipt = receipt.sequence;
+        channel.book = book.snapshot();
+        self.store().save(channel.clone(), Some(signed)).await?;
+        if let Err(refusal) = resumed {
+            return Err(self.give_up(channel, refusal).await);
         }
-        book.record_connected(Amount::ZERO);
+        book.record_connected(receipt.accepted);
         // The payee may hold the price of every call that it takes at once, and ask for what comes beyond.
         let dearest_call = terms.methods.iter().map(|method| method.price.call).max().unwrap_or_default();
         let calls = u128::from(connection.inner().session.shared.max_calls(connection.id()));
         book.record_open_reservations(dearest_call.checked_mul(calls).unwrap_or(Amount::MAX));
-        let key = self.config.key.clone();
-        Ok(PaidConnection::start(Opened { connection, terms, descriptor, book, mailbox, key }))
+        let opened = Opened { wallet: self.clone(), in_use, connection, terms, channel, book, mailbox };
+        Ok(Attempt::Opened(Box::new(PaidConnection::start(opened))))
     }
+
+    /// A channel whose payee states what cannot be, or has cost too much, is ended without it.
+    async fn give_up(&self, channel: WalletChannel, refusal: ResumeRefusal) -> WalletError {
+        let id = channel.id();
+        if let Err(error) = self.request_close(channel).await {
+            tracing::warn!(%error, channel = %id, "a channel that is given up cannot be withdrawn yet");
+        }
+        refusal.into()
+    }
+
+    /// What a refusal tells of the channel: if it is something new, another try may do better.
+    async fn learn(&self, mut channel: WalletChannel, error: OpenError) -> Result<Attempt, WalletError> {
+        let OpenError::Rejected { reason, metadata } = &error else { return Err(error.into()) };
+        match reason.code {
+            code::STALE_EPOCH => {
+                let current = metadata.value("epoch").and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                let Some(current) = current.filter(|current| *current > channel.book.epoch) else {
+                    return Err(error.into());
+                };
+                channel.book.epoch = current;
+                self.store().save(channel, None).await?;
+                Ok(Attempt::Again)
+            }
+            // The payee may have closed it while this payer was away.
+            code::PAYMENT_REFUSED => match self.refresh(channel).await {
+                Ok(WalletChannel { phase: WalletPhase::Ended { .. }, .. }) => Ok(Attempt::Again),
+                _ => Err(error.into()),
+            },
+            _ => Err(error.into()),
+        }
+    }
+}
+
+enum Attempt {
+    Opened(Box<PaidConnection>),
+    /// The record of the channel has changed: with what is known now it may be opened.
+    Again,
+}
+
+/// The payee's receipt for the opening: of this channel, newer than all before, and of a channel that serves.
+fn accepted_by(message: &[u8], channel: &WalletChannel) -> Result<(SignedReceipt, Receipt), WalletError> {
+    let bad = |what: &str| WalletError::BadMessage(what.to_owned());
+    let Ok(PaymentMessage::Receipt(signed)) = PaymentMessage::decode(message) else {
+        return Err(bad("the connection was accepted without a receipt"));
+    };
+    let receipt = signed.verify(&channel.descriptor).map_err(|error| bad(&error.to_string()))?;
+    if receipt.sequence <= channel.last_receipt {
+        return Err(bad("the connection was accepted with an old receipt"));
+    }
+    if receipt.status != ReceiptStatus::Open {
+        return Err(bad("the connection was accepted with a receipt of a channel that does not serve"));
+    }
+    Ok((signed, receipt))
 }

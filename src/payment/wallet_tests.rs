@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus};
 
-use super::hostile_tests::{PAYEE, PAYER, Shop, World, key, method, price_of, read, units, world};
-use super::{PayeeConfig, Wallet, WalletConfig, WalletError};
+use super::hostile_tests::{PAYEE, PAYER, Raw, Shop, World, key, method, price_of, read, units, world};
+use super::{PayeeConfig, Wallet, WalletConfig, WalletError, WalletPhase};
 use crate::escrow::{EscrowChannel, LedgerService};
 use crate::rpc::{BoxReply, CallError, IncomingCall, MethodId, Reply, Service, Services};
-use crate::session::{Session, SessionConfig};
+use crate::session::{OpenError, Session, SessionConfig};
 
 /// A ledger that answers an order to open with somebody else's channel.
 struct LyingLedger {
@@ -58,11 +59,15 @@ async fn market(change: impl FnOnce(&mut PayeeConfig)) -> Market {
     Market { world, session, lie }
 }
 
-fn wallet(budget: u128, max_ahead: u128) -> Wallet {
+fn config(budget: u128, max_ahead: u128) -> WalletConfig {
     let mut config = WalletConfig::new(key(PAYER), units(budget));
     config.payee = Some(key(PAYEE).address());
     config.max_ahead = Some(units(max_ahead));
-    Wallet::new(config)
+    config
+}
+
+fn wallet(budget: u128, max_ahead: u128) -> Wallet {
+    Wallet::new(config(budget, max_ahead))
 }
 
 /// What a wallet signs names the channel that it has ordered, whatever a ledger calls it: else a ledger could have it
@@ -124,7 +129,9 @@ async fn calls_beyond_what_is_authorised_ahead_wait_for_those_before_them() {
 #[tokio::test]
 async fn a_deposit_that_is_too_small_is_declined_while_calls_run() {
     let market = market(|config| config.suggested_deposit = units(2_500)).await;
-    let paid = wallet(1_000_000, 1_300).open(&market.session, "shop").await.unwrap();
+    let mut config = config(1_000_000, 1_300);
+    config.deposit_limit = Some(units(2_500));
+    let paid = Wallet::new(config).open(&market.session, "shop").await.unwrap();
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..40 {
         let connection = paid.connection().clone();
@@ -134,4 +141,107 @@ async fn a_deposit_that_is_too_small_is_declined_while_calls_run() {
     tokio::time::timeout(Duration::from_secs(10), answers).await.expect("what cannot be paid is told so");
     assert!(matches!(paid.failure(), Some(WalletError::Declined(_))), "{:?}", paid.failure());
     assert_eq!(paid.close().await.unwrap().receipt.settled, units(2_500));
+}
+
+/// A deposit that is below what is wanted grows by itself, up to the limit, and delivery goes on.
+#[tokio::test]
+async fn a_deposit_is_topped_up_while_calls_run_and_never_above_its_limit() {
+    let market = market(|config| config.suggested_deposit = units(2_500)).await;
+    let paid = wallet(10_000, 1_300).open(&market.session, "shop").await.unwrap();
+    assert_eq!(paid.stats().deposit, units(2_500));
+    for _ in 0..50 {
+        let called = paid.connection().call::<_, ()>(method("slow"), &1u64);
+        let called = tokio::time::timeout(Duration::from_secs(30), called).await.unwrap();
+        assert_eq!(called, Ok(()), "{:?}", paid.failure());
+    }
+    let deposit = paid.stats().deposit;
+    assert!(deposit >= units(5_000) && deposit <= units(10_000), "{deposit}");
+    let id = paid.channel_id();
+    assert_eq!(paid.close().await.unwrap().receipt.settled, units(5_000));
+    market.world.faulty.ledger.read(|ledger| assert_eq!(ledger.channel(id).unwrap().deposit, deposit));
+}
+
+/// What is kept is paid from again, with the counts as they stood; nothing is deposited twice.
+#[tokio::test]
+async fn a_channel_that_is_kept_is_resumed_with_its_counts() {
+    let market = market(|config| config.abandon_after = Duration::from_secs(600)).await;
+    let wallet = wallet(100_000, 5_000);
+    let mut before = Amount::ZERO;
+    let mut channel = None;
+    for _ in 0..3 {
+        let paid = wallet.open(&market.session, "shop").await.unwrap();
+        assert_eq!(paid.stats().received, before);
+        assert_eq!(*channel.get_or_insert(paid.channel_id()), paid.channel_id());
+        assert_eq!(read(paid.connection(), 50).await, Ok(50));
+        let kept = paid.keep().await.unwrap();
+        assert!(kept.stats.received > before);
+        before = kept.stats.received;
+    }
+    let closed = wallet.open(&market.session, "shop").await.unwrap().close().await.unwrap();
+    assert_eq!((closed.receipt.spent, closed.receipt.settled), (before, before));
+    let channels = wallet.channels().await.unwrap();
+    assert_eq!(channels.len(), 1);
+    assert_eq!(channels[0].phase, WalletPhase::Ended { settled: before });
+    // One receipt for each opening, and the final one; their numbers rise.
+    let numbers: Vec<_> = wallet.receipts().await.unwrap().iter().map(|kept| kept.receipt.sequence).collect();
+    assert_eq!(numbers.len(), 5);
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+}
+
+/// Two connections at once are two channels; one that is free again is taken before another is made.
+#[tokio::test]
+async fn connections_at_the_same_time_have_channels_of_their_own() {
+    let market = market(|config| config.abandon_after = Duration::from_secs(600)).await;
+    let wallet = wallet(100_000, 5_000);
+    let first = wallet.open(&market.session, "shop").await.unwrap();
+    let second = wallet.open(&market.session, "shop").await.unwrap();
+    assert_ne!(first.channel_id(), second.channel_id());
+    let kept = first.keep().await.unwrap().channel_id;
+    // The task of a kept connection lets go of its channel as it ends.
+    let third = loop {
+        let third = wallet.open(&market.session, "shop").await.unwrap();
+        if third.channel_id() == kept {
+            break third;
+        }
+        third.close().await.unwrap();
+    };
+    third.close().await.unwrap();
+    second.close().await.unwrap();
+}
+
+/// Withdrawn without the payee: announced, waited for, taken back.
+#[tokio::test]
+async fn a_channel_is_withdrawn_without_its_payee_after_the_grace_period() {
+    let market = market(|config| config.abandon_after = Duration::from_secs(600)).await;
+    let wallet = wallet(100_000, 5_000);
+    let paid = wallet.open(&market.session, "shop").await.unwrap();
+    let id = paid.keep().await.unwrap().channel_id;
+    let find = async || wallet.channels().await.unwrap().into_iter().find(|channel| channel.id() == id).unwrap();
+    let asked = wallet.request_close(find().await).await.unwrap();
+    assert_eq!(asked.phase, WalletPhase::Withdrawing);
+    match wallet.withdraw(asked).await {
+        Err(WalletError::Escrow(error)) => assert!(error.contains("grace period"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    // A channel that is being withdrawn is not paid from.
+    let other = wallet.open(&market.session, "shop").await.unwrap();
+    assert_ne!(other.channel_id(), id);
+    other.close().await.unwrap();
+}
+
+/// `[pay.open.limits]`
+#[tokio::test]
+async fn a_payer_that_takes_no_full_answer_is_refused() {
+    let market = market(|_| {}).await;
+    let deposit = market.world.deposit(100_000).await;
+    let tiny = ConnectionLimits { max_body: 1, ..ConnectionLimits::default() };
+    let world = &market.world;
+    match Raw::open_limited(world, &market.session, &deposit, (1, 0), ("shop", tiny)).await {
+        Err(OpenError::Rejected { reason, .. }) => {
+            assert!(reason.text.contains("takes answers of 1 bytes"), "{reason}")
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("what it is too small for would be free"),
+    }
+    assert!(Raw::open(world, &market.session, &deposit, 2, 0).await.is_ok());
 }

@@ -609,6 +609,20 @@ impl Machine {
         }
     }
 
+    /// Payer: the count is durable so far that grants may go on until it reaches `hold` (absolute, in base units; a lower
+    /// one changes nothing). `[pay.received.held]`
+    pub fn raise_received_hold(&mut self, connection: ConnectionId, hold: Amount) {
+        let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
+        if let Some(Money::Payer(payer)) = money
+            && let Some((credits, window)) = payer.raise_hold(hold)
+        {
+            self.outbox.credits.extend(credits);
+            if window {
+                self.outbox.windows.push_back(connection);
+            }
+        }
+    }
+
     /// The counts of a paid connection that is open.
     pub fn money(&self, connection: ConnectionId) -> Option<MoneyCount> {
         self.connections.get(&connection)?.money.as_deref().map(Money::count)

@@ -70,6 +70,9 @@ pub struct PayerMoney {
     pub received: Amount,
     /// When `received` reaches it, [`Event::ReceivedMark`](super::Event::ReceivedMark) says so.
     pub mark: Amount,
+    /// When `received` reaches it, grants are withheld until it is raised: the count up to there is not durable yet.
+    /// [`Amount::MAX`] for a payer that keeps no durable count.
+    pub hold: Amount,
 }
 
 /// The counts of a paid connection.
@@ -116,6 +119,10 @@ pub(super) struct Payer {
     received: Amount,
     mark: Amount,
     mark_said: bool,
+    hold: Amount,
+    /// Grants that were due while they are withheld.
+    pub(super) held_credits: Vec<StreamKey>,
+    pub(super) held_window: bool,
     bytes: u64,
     items: u64,
 }
@@ -225,7 +232,29 @@ impl Payee {
 
 impl Payer {
     pub(super) fn new(money: PayerMoney) -> Self {
-        Payer { prices: money.prices, received: money.received, mark: money.mark, mark_said: false, bytes: 0, items: 0 }
+        Payer {
+            prices: money.prices,
+            received: money.received,
+            mark: money.mark,
+            mark_said: false,
+            hold: money.hold,
+            held_credits: Vec::new(),
+            held_window: false,
+            bytes: 0,
+            items: 0,
+        }
+    }
+
+    /// Whether grants are withheld: what has come is not in the payer's durable count. `[pay.received.held]`
+    pub(super) fn withholds(&self) -> bool {
+        self.received >= self.hold
+    }
+
+    /// The count is durable as far as that it may go up to `hold`. Hands over the grants that wait, if any may go.
+    pub(super) fn raise_hold(&mut self, hold: Amount) -> Option<(Vec<StreamKey>, bool)> {
+        self.hold = self.hold.max(hold);
+        let freed = !self.withholds();
+        freed.then(|| (core::mem::take(&mut self.held_credits), core::mem::take(&mut self.held_window)))
     }
 
     /// Counts what arrived. Returns the count if it has reached the mark, and that was not said. `[pay.received.arrival]`

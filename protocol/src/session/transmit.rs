@@ -4,6 +4,8 @@ use super::connection::{CallState, Connection, State};
 use super::money::Money;
 use super::outbox::{Body, BodyKind, FRAME_TARGET, QUANTUM, Source};
 use super::{CallKey, Event, Machine};
+use rustc_hash::FxHashMap;
+
 use crate::frame::Transmit;
 use crate::id::{CallId, ConnectionId, StreamId};
 use crate::limits::HEADER_ALLOWANCE;
@@ -96,6 +98,10 @@ impl Machine {
         while let Some(key) = self.outbox.credits.pop_front() {
             let Some(entry) = self.streams.get_mut(key) else { continue };
             let connection = entry.connection;
+            if let Some(payer) = withholding(&mut self.connections, connection) {
+                payer.held_credits.push(key);
+                continue;
+            }
             // One that is not announced keeps its grant until it is.
             if let Some(stream) = entry.id
                 && let Some(grant) = entry.credit.take()
@@ -105,6 +111,10 @@ impl Machine {
             }
         }
         while let Some(id) = self.outbox.windows.pop_front() {
+            if let Some(payer) = withholding(&mut self.connections, id) {
+                payer.held_window = true;
+                continue;
+            }
             let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
                 continue;
             };
@@ -400,5 +410,16 @@ impl Machine {
         if let Some(cost) = payee.need(cost) {
             self.events.push_back(Event::MoneyNeeded { connection: id, cost });
         }
+    }
+}
+
+/// The payer's money of a connection that grants nothing now. `[pay.received.held]`
+fn withholding(
+    connections: &mut FxHashMap<ConnectionId, Connection>,
+    id: ConnectionId,
+) -> Option<&mut super::money::Payer> {
+    match connections.get_mut(&id)?.money.as_deref_mut()? {
+        Money::Payer(payer) => Some(payer).filter(|payer| payer.withholds()),
+        Money::Payee(_) => None,
     }
 }

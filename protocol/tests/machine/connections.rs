@@ -397,7 +397,7 @@ fn the_largest_credential_fits_the_peers_largest_frame_and_a_larger_one_is_refus
     for (bytes, fits) in [(40_000 - 32 * 1024, true), (40_001 - 32 * 1024, false)] {
         let mut pair = Pair::open(config(LaneMode::One), Config { limits, ..Config::default() }, 1);
         let now = pair.now;
-        let money = PayerMoney { prices: Arc::default(), received: Amount::ZERO, mark: Amount::MAX };
+        let money = PayerMoney { prices: Arc::default(), received: Amount::ZERO, mark: Amount::MAX, hold: Amount::MAX };
         let paid = Some((Bytes::from(vec![0; bytes]), money));
         // With the longest name and full metadata.
         let metadata = Metadata::new().with("k", vec![0; 16 * 1024 - 1]);

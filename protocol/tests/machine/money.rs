@@ -39,7 +39,7 @@ pub(crate) fn prices() -> Arc<PriceTable> {
 }
 
 fn paid(pair: &mut Pair, leased: u128) -> ConnectionId {
-    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX };
+    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX, hold: Amount::MAX };
     let payee = PayeeMoney { prices: prices(), spent: Amount::ZERO, leased: Amount::new(leased), low: Amount::ZERO };
     pair.connect_paid(payer, payee)
 }
@@ -307,7 +307,7 @@ fn an_answer_that_waits_for_money_gives_way_to_a_cancel() {
 #[test]
 fn money_low_comes_once_until_it_is_raised() {
     let mut pair = Pair::one_lane();
-    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX };
+    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX, hold: Amount::MAX };
     let (leased, low) = (Amount::new(30), Amount::new(20));
     let id = pair.connect_paid(payer, PayeeMoney { prices: prices(), spent: Amount::ZERO, leased, low });
     let (_, stream, _) = watch(&mut pair, id, ITEM);
@@ -329,7 +329,7 @@ fn money_low_comes_once_until_it_is_raised() {
 #[test]
 fn the_payers_mark_is_said_once_until_it_is_set_anew() {
     let mut pair = Pair::one_lane();
-    let payer = PayerMoney { prices: prices(), received: Amount::new(100), mark: Amount::new(105) };
+    let payer = PayerMoney { prices: prices(), received: Amount::new(100), mark: Amount::new(105), hold: Amount::MAX };
     let (spent, leased) = (Amount::new(100), Amount::new(1000));
     let id = pair.connect_paid(payer, PayeeMoney { prices: prices(), spent, leased, low: Amount::ZERO });
     let (_, stream, _) = watch(&mut pair, id, ITEM);
@@ -441,4 +441,33 @@ fn a_payment_message_on_an_unpaid_connection_is_a_violation() {
     assert!(pair.peers[A].session_mut().send_payment(connection, "x".into()).is_err());
     pair.peers[B].handle_frame(pair.now, Lane(0), framed(&Payment { connection }, b"x"));
     assert!(pair.peers[B].session().end().is_some());
+}
+
+/// `[pay.received.held]`
+#[test]
+fn a_payer_whose_count_is_not_durable_grants_nothing_until_it_is() {
+    let mut pair = Pair::one_lane();
+    let hold = Amount::new(3 * 5);
+    let payer = PayerMoney { prices: prices(), received: Amount::ZERO, mark: Amount::MAX, hold };
+    let (spent, leased) = (Amount::ZERO, Amount::new(1_000));
+    let id = pair.connect_paid(payer, PayeeMoney { prices: prices(), spent, leased, low: Amount::ZERO });
+    let (_, stream, reading) = watch(&mut pair, id, ITEM);
+    let item = vec![0; 100_000];
+    let stream_window = pair.peers[A].session().limits(id).unwrap().0.stream_window;
+    let at_once = u128::from(stream_window) / (100_000 + 16) + 1;
+    let flow = |pair: &mut Pair| {
+        for _ in 0..40 {
+            // Full while nothing is granted.
+            let _full = pair.peers[B].push(stream, &item);
+            pair.run();
+            pair.read_all(A, reading);
+        }
+        books(pair, id).1 / 3
+    };
+    let held = flow(&mut pair);
+    assert!(held >= 5 && held <= at_once, "{held} of {at_once} that may start at once");
+    assert_eq!(flow(&mut pair), held, "nothing more was granted");
+    pair.peers[A].session_mut().raise_received_hold(id, Amount::MAX);
+    assert!(flow(&mut pair) > held + 20);
+    pair.assert_alive();
 }
