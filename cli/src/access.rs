@@ -4,10 +4,10 @@ use std::path::Path;
 use std::pin::pin;
 
 use serde::Serialize;
-use tollway::payment::{ClosedChannel, PaidConnection, Wallet, WalletConfig, WalletError};
+use tollway::payment::{ClosedChannel, KeptChannel, PaidConnection, PaymentStats, Wallet, WalletConfig, WalletError};
 use tollway::{Connection, OpenError, Session};
 use tollway_protocol::error::Reason;
-use tollway_protocol::payment::{Amount, Terms};
+use tollway_protocol::payment::{Amount, ChannelId, Terms};
 
 use crate::files::{self, Hashing, Incoming, Received, Sink, TransferError};
 use crate::interrupt::Interrupts;
@@ -88,6 +88,41 @@ impl Money {
             refunded: stats.deposit.saturating_sub(receipt.settled),
         }
     }
+}
+
+/// A channel that was kept for the next time. In JSON each sum is a decimal string.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Kept {
+    /// Always true.
+    pub(crate) kept: bool,
+    /// What was deposited.
+    pub(crate) deposit: Amount,
+    /// Vouchers that were signed this time.
+    pub(crate) vouchers: u64,
+    /// What the payer counted by itself, over all times.
+    pub(crate) payer_metered: Amount,
+    /// The most that was signed ahead of what had come.
+    pub(crate) peak_ahead: Amount,
+    /// The most that may be.
+    pub(crate) max_ahead: Amount,
+}
+
+impl Kept {
+    fn of(channel: &KeptChannel) -> Self {
+        let PaymentStats { deposit, vouchers, received, peak_ahead, max_ahead, .. } = channel.stats;
+        Kept { kept: true, deposit, vouchers, payer_metered: received, peak_ahead, max_ahead }
+    }
+}
+
+/// How an access came to its end.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// Nothing was paid.
+    Free,
+    /// The channel is closed.
+    Closed(ChannelId, Money),
+    /// The channel is there for the next time.
+    Kept(ChannelId, Kept),
 }
 
 /// Opens the file service if it costs nothing; `None` when it must be paid for.
@@ -174,8 +209,12 @@ impl Access {
         hashing: Hashing,
         show_progress: bool,
     ) -> Result<Received, FetchError> {
+        let before = match self {
+            Access::Free(_) => Amount::ZERO,
+            Access::Paid(paid) => paid.stats().received,
+        };
         let incoming = files::request(self.connection(), name).await?;
-        let needed = self.affordable(name, &incoming)?;
+        let needed = self.affordable(name, &incoming, before)?;
         let sink = Sink::create(target, hashing).map_err(TransferError::from)?;
         let mut progress = output::Progress::new(incoming.size, show_progress);
         let mut saved = pin!(incoming.save(sink, |bytes| progress.advance(bytes, || self.paid_and_left())));
@@ -191,29 +230,49 @@ impl Access {
         }
     }
 
-    /// What the whole file costs: one that cannot be paid for to its end is not begun.
-    fn affordable(&self, name: &str, incoming: &Incoming) -> Result<Amount, FetchError> {
+    /// What the channel will have cost with the whole file, where it has cost `before`: a file that cannot be paid for to
+    /// its end is not begun.
+    fn affordable(&self, name: &str, incoming: &Incoming, before: Amount) -> Result<Amount, FetchError> {
         let Access::Paid(paid) = self else { return Ok(Amount::ZERO) };
         let price = paid.terms().method(files::method().0).map(|method| method.price).unwrap_or_default();
         let needed = price.cost(incoming.usage(name)).unwrap_or(Amount::MAX);
-        let (budget, size) = (paid.stats().budget, incoming.size);
+        // A channel that is used again has cost something before.
+        let (stats, size) = (paid.stats(), incoming.size);
+        let budget = stats.budget.saturating_sub(before);
         if needed > budget {
             return Err(FetchError::TooExpensive { name: name.to_owned(), size, needed, budget });
         }
-        Ok(needed)
+        Ok(before.saturating_add(needed))
     }
 
     /// Closes the connection, and the channel if it is one.
     ///
     /// # Errors
     /// When the channel could not be closed.
-    pub(crate) async fn close(self) -> Result<Option<ClosedChannel>, WalletError> {
+    pub(crate) async fn close(self) -> Result<Ended, WalletError> {
         match self {
             Access::Free(connection) => {
                 connection.close(Reason::none());
-                Ok(None)
+                Ok(Ended::Free)
             }
-            Access::Paid(paid) => paid.close().await.map(Some),
+            Access::Paid(paid) => {
+                let closed = paid.close().await?;
+                Ok(Ended::Closed(closed.channel_id, Money::of(&closed)))
+            }
+        }
+    }
+
+    /// Closes the connection, and keeps the channel if it is one.
+    ///
+    /// # Errors
+    /// When what was received could not be recorded.
+    pub(crate) async fn keep(self) -> Result<Ended, WalletError> {
+        match self {
+            Access::Free(_) => self.close().await,
+            Access::Paid(paid) => {
+                let kept = paid.keep().await?;
+                Ok(Ended::Kept(kept.channel_id, Kept::of(&kept)))
+            }
         }
     }
 }

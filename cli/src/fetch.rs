@@ -1,22 +1,24 @@
 //! `tollway fetch`: fetches a file, and pays for it as it comes.
 //!
-//! However it ends, the channel is closed, and the file is complete or absent.
+//! However it ends, the file is complete or absent, and the channel is closed, or kept in the wallet for the next time.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use tollway::payment::{Wallet, WalletConfig, WalletError};
+use tollway::payment::{RedbWallet, Wallet, WalletConfig, WalletError};
 use tollway::{OpenError, Session, SessionConfig};
 use tollway_protocol::error::Reason;
 use tollway_protocol::payment::{Address, Amount, ChannelId, SecretKey, Terms, parse_hex};
 
-use crate::access::{Access, Money, open_free, open_paid, unless_interrupted};
+use crate::access::{Access, Ended, Kept, Money, open_free, open_paid, unless_interrupted};
 use crate::failure::Failure;
 use crate::files::{self, Hashing, Received, SinkError, check_target};
 use crate::interrupt::Interrupts;
+use crate::store::StoreError;
 use crate::tls::ClientArguments;
 use crate::units::FileUrl;
 use crate::{keys, output};
@@ -26,8 +28,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Fetches a file and pays for it as it comes, at most the budget.
 ///
-/// The file is complete or absent, and the channel is closed at the end: what was not spent comes back. Ctrl-C stops
-/// the fetch and closes the channel too.
+/// The file is complete or absent. Without --wallet the channel is closed at the end, and what was not spent comes back;
+/// with --wallet it stays open for the next fetch, unless --close is given. The same holds after Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
     tollway fetch tcp://127.0.0.1:7400/NAME -o OUT --key payer.key --payee 0x… --budget 1000000\n\n\
@@ -51,6 +53,19 @@ pub(crate) struct Arguments {
     /// The most to sign ahead of what has come, in base units: what a dishonest payee could take.
     #[arg(long, value_name = "AMOUNT")]
     max_ahead: Option<Amount>,
+    /// Remember the channel in this file, made if it is not there, and keep it open for the next fetch from this payee.
+    /// What was signed survives a crash there.
+    #[arg(long, value_name = "FILE")]
+    wallet: Option<PathBuf>,
+    /// Close the channel at the end all the same.
+    #[arg(long, requires = "wallet")]
+    close: bool,
+    /// The most that all channels of the wallet may cost together, in base units.
+    #[arg(long, value_name = "AMOUNT", requires = "wallet")]
+    total_budget: Option<Amount>,
+    /// The most that the payee may cost by breaking off, in base units.
+    #[arg(long, value_name = "AMOUNT", requires = "wallet")]
+    loss_budget: Option<Amount>,
     /// Compute the file's SHA-256; with a value, keep the file only if it is that.
     #[arg(long, value_name = "HEX", num_args = 0..=1, require_equals = true)]
     sha256: Option<Option<Sha256>>,
@@ -116,6 +131,8 @@ struct Report {
     budget: Option<Amount>,
     #[serde(flatten)]
     money: Option<Money>,
+    #[serde(flatten)]
+    kept: Option<Kept>,
 }
 
 pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
@@ -177,13 +194,17 @@ async fn in_session(
     if let Some(metered) = access.metered_bytes() {
         report.metered_bytes = metered;
     }
-    if fetched.is_err() && access.terms().is_some() && !arguments.json {
+    let keeps = arguments.wallet.is_some() && !arguments.close;
+    if fetched.is_err() && access.terms().is_some() && !arguments.json && !keeps {
         output::note("Closing the channel …");
     }
-    match access.close().await {
-        Ok(closed) => {
-            report.channel_id = closed.as_ref().map(|closed| closed.channel_id);
-            report.money = closed.as_ref().map(Money::of);
+    match if keeps { access.keep().await } else { access.close().await } {
+        Ok(ended) => {
+            match ended {
+                Ended::Free => {}
+                Ended::Closed(id, money) => (report.channel_id, report.money) = (Some(id), Some(money)),
+                Ended::Kept(id, kept) => (report.channel_id, report.kept) = (Some(id), Some(kept)),
+            }
             fetched
         }
         // That the file did not come is the first thing to know.
@@ -214,6 +235,11 @@ async fn open(
     };
     let mut config = WalletConfig::new(key, budget);
     config.max_ahead = arguments.max_ahead;
+    (config.total_budget, config.loss_budget) = (arguments.total_budget, arguments.loss_budget);
+    config.payee_url = Some(place());
+    if let Some(path) = &arguments.wallet {
+        config.store = Arc::new(RedbWallet::open(path).map_err(StoreError::at(path))?);
+    }
     let shown = match arguments.payee {
         Some(_) => None,
         None => Some(confirm(session, config.clone(), interrupts).await?),
@@ -224,7 +250,10 @@ async fn open(
     if let (Some(shown), Some(terms)) = (shown, access.terms())
         && (&shown.methods, shown.token, shown.escrow) != (&terms.methods, terms.token, terms.escrow)
     {
-        access.close().await?;
+        match arguments.wallet {
+            Some(_) => access.keep().await?,
+            None => access.close().await?,
+        };
         return Err(FetchFailure::OtherPrices(shown.payee).into());
     }
     Ok(access)
@@ -285,6 +314,10 @@ fn summary(report: &Report) -> String {
     }
     if let Some(money) = &report.money {
         text.push_str(&format!("; {}", settled(money)));
+    }
+    if let Some(kept) = &report.kept {
+        let [paid, deposit] = [kept.payer_metered, kept.deposit].map(output::amount);
+        text.push_str(&format!("; {paid} paid so far out of a deposit of {deposit}, the channel is kept"));
     }
     text
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod bench;
+mod channels;
 mod demo;
 mod failure;
 mod fetch;
@@ -11,6 +12,8 @@ mod keygen;
 mod keys;
 mod ledger;
 mod output;
+mod quote;
+mod receipts;
 mod serve;
 mod store;
 mod tls;
@@ -64,6 +67,13 @@ enum Command {
     Serve(serve::Arguments),
     /// Fetch a file and pay for it as it comes.
     Fetch(fetch::Arguments),
+    /// Print what a service costs, and who has signed that.
+    Quote(quote::Arguments),
+    /// Look at payment channels and bring them to an end, as payer or as payee.
+    #[command(subcommand)]
+    Channels(channels::Command),
+    /// Print the receipts that payees have signed.
+    Receipts(receipts::Arguments),
     /// Run ledger, payee and payer on this machine, and check every sum.
     Demo(demo::Arguments),
     /// Look after the file of a payee, a payer or a ledger.
@@ -94,6 +104,9 @@ fn main() -> ExitCode {
         Command::Ledger(command) => in_runtime(|i| ledger::run(command, i)),
         Command::Serve(arguments) => in_runtime(|i| serve::run(arguments, i)),
         Command::Fetch(arguments) => in_runtime(|i| fetch::run(arguments, i)),
+        Command::Quote(arguments) => in_runtime(|i| until_interrupted(quote::run(arguments), i)),
+        Command::Channels(command) => in_runtime(|i| until_interrupted(channels::run(command), i)),
+        Command::Receipts(arguments) => in_runtime(|i| until_interrupted(receipts::run(arguments), i)),
         Command::Demo(arguments) => in_runtime(|i| demo::run(arguments, i)),
         Command::Store(command) => store::run(command),
         Command::Bench(arguments) => in_runtime(|i| bench::run(arguments, i)),
@@ -117,6 +130,14 @@ fn log() {
     let targets = targets.unwrap_or_else(|| Targets::new().with_default(tracing::Level::WARN));
     let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     tracing_subscriber::registry().with(to_stderr).with(targets).init();
+}
+
+/// For a command that holds nothing which the first interrupt would have to bring to an end.
+async fn until_interrupted(
+    command: impl Future<Output = Result<(), Failure>>,
+    interrupts: Interrupts,
+) -> Result<(), Failure> {
+    access::unless_interrupted(&interrupts, command).await?
 }
 
 /// Runs a command to its end. A second interrupt drops it where it stands, so that what it holds is cleaned up: partial

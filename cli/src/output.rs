@@ -125,6 +125,20 @@ pub(crate) fn table(rows: &[(&str, String)]) -> String {
     rows.join("\n")
 }
 
+/// Rows of cells under each other, the first of them the header. Nothing of a peer's can move the cursor of the terminal.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let clean = |text: &str| text.chars().map(|char| if char.is_control() { '?' } else { char }).collect::<String>();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns)
+        .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or_default())
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{:width$}", clean(cell)));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A bar with what is done and at what rate; nothing where nobody looks.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -182,6 +196,12 @@ mod tests {
     fn digits_are_grouped_by_three() {
         let shown = [0, 12, 123, 1_234, 123_456, 1_234_567].map(grouped);
         assert_eq!(shown, ["0", "12", "123", "1,234", "123,456", "1,234,567"]);
+    }
+
+    #[test]
+    fn columns_stand_under_each_other() {
+        let rows = [["a", "long", "x"], ["wide", "b", "\x07"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&rows), "a     long  x\nwide  b     ?");
     }
 
     #[test]

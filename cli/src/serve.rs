@@ -139,7 +139,12 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
     announce(&ready, &arguments)?;
 
     let grace = Duration::from_secs(arguments.grace);
+    // What was delivered before, or to payers that are away, is claimed in time.
+    let keeper = payee.clone().filter(|_| arguments.store.is_some()).map(|payee| tokio::spawn(payee.keep()));
     server.run(shutdown(interrupts, arguments.exit_with_stdin), grace).await;
+    if let Some(keeper) = keeper {
+        keeper.abort();
+    }
     if let Some(payee) = payee {
         // Channels whose payer is gone are settled now. A ledger that does not answer must not hold the process for ever.
         if tokio::time::timeout(grace, payee.idle()).await.is_err() {

@@ -14,7 +14,7 @@ use tollway::payment::{Wallet, WalletConfig};
 use tollway::{Session, SessionConfig};
 use tollway_protocol::payment::{Address, Amount, ChannelId, Price, Rate, SecretKey};
 
-use crate::access::{Access, Money, open_free, open_paid, unless_interrupted};
+use crate::access::{Access, Ended, Money, open_free, open_paid, unless_interrupted};
 use crate::failure::Failure;
 use crate::files::{self, Hashing, Received};
 use crate::interrupt::Interrupts;
@@ -212,12 +212,14 @@ async fn fetch(
     let out = out.to_owned();
     let (_, sha256) = spawn_blocking(move || source::hash(&out)).await??;
 
-    let mut money = closed.as_ref().map(Money::of).unwrap_or_default();
+    let (closed, mut money) = match closed {
+        Ended::Closed(id, money) => (Some(id), money),
+        Ended::Free | Ended::Kept(..) => (None, Money::default()),
+    };
     let mut ended = true;
-    if let (Some(closed), Some(ledger), Some(token)) = (&closed, ledger, token) {
+    if let (Some(id), Some(ledger), Some(token)) = (closed, ledger, token) {
         // Not what payee or payer say, but what the ledger has in its books.
         let ledger = LedgerClient::connect(ledger).await?;
-        let id = closed.channel_id;
         let channel = Escrow::channel(&ledger, id).await?.ok_or(DemoError::UnknownChannel(id))?;
         money.settled = channel.settled;
         // The payer's account is as new as its key: all that is in it came back from this channel.

@@ -7,6 +7,7 @@ mod support;
 mod bench;
 mod conduits;
 mod demo;
+mod durable;
 mod fetch;
 mod keys;
 mod strangers;
