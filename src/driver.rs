@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 use tollway_protocol::error::Violation;
 use tollway_protocol::frame::Lane;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::session::{Event, Machine};
+use tollway_protocol::session::{Event, Machine, Role, WriteWatch};
 use tollway_protocol::time::Time;
 
 use crate::admission::Admission;
@@ -65,6 +65,8 @@ pub(crate) struct Driver<R, W> {
     sleep_until: Option<Time>,
     /// The conduit has not ended or failed.
     reading: bool,
+    /// The responder's limit on a frame, until it holds: when the session has opened.
+    raise_max_frame: Option<usize>,
     stage: Stage,
 }
 
@@ -79,6 +81,8 @@ struct Outgoing<W> {
     wants_frames: bool,
     /// When the machine must be told the time.
     deadline: Option<Time>,
+    /// Whether the peer takes what waits in the conduit.
+    watch: WriteWatch,
 }
 
 /// What handlers that ran on the driver left to be said under the next lock.
@@ -151,11 +155,23 @@ impl<W: FrameWriter> Outgoing<W> {
 }
 
 impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
-    pub(crate) fn new(shared: Arc<Shared>, serving: Serving, mut reader: R, mut writer: W) -> Self {
-        // Before our Hello is sent: the answer and a first large frame may arrive together.
-        reader.set_max_frame(serving.max_frame);
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        serving: Serving,
+        (role, watch): (Role, WriteWatch),
+        (mut reader, mut writer): (R, W),
+    ) -> Self {
+        let raise_max_frame = match role {
+            // Before our Hello is sent: the answer and a first large frame may arrive together.
+            Role::Initiator => {
+                reader.set_max_frame(serving.max_frame);
+                None
+            }
+            // Before our HelloAck is written: nobody knows before that large frames are taken. [session.frame.max]
+            Role::Responder => Some(serving.max_frame),
+        };
         writer.set_max_frame(usize::try_from(u32::MAX).unwrap_or(usize::MAX));
-        let outgoing = Outgoing { writer, corked: false, drained: false, wants_frames: true, deadline: None };
+        let outgoing = Outgoing { writer, corked: false, drained: false, wants_frames: true, deadline: None, watch };
         Driver {
             shared,
             serving,
@@ -169,6 +185,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             sleep: Box::pin(tokio::time::sleep(Duration::from_secs(3600))),
             sleep_until: None,
             reading: true,
+            raise_max_frame,
             stage: Stage::Running,
         }
     }
@@ -223,7 +240,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             if work.calls.is_empty() {
                 self.outgoing.take_frames(now, &mut state, (work, cx.waker()), settle);
             }
+            let is_open = self.raise_max_frame.is_some() && state.machine.is_open();
             drop(state);
+            if is_open && let Some(max_frame) = self.raise_max_frame.take() {
+                self.reader.set_max_frame(max_frame);
+            }
             self.answered.spawn(shared);
             if !self.begin_work(cx) {
                 return;
@@ -300,11 +321,17 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             self.stage = Stage::Done;
             return Err(());
         }
+        let Outgoing { writer, watch, .. } = &mut self.outgoing;
+        match writer.buffered() {
+            0 => watch.clear(),
+            _ => watch.observe(self.shared.now(), writer.written()),
+        }
         Ok(())
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.outgoing.deadline else { return false };
+        let deadlines = [self.outgoing.deadline, self.outgoing.watch.deadline()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return false };
         // Every byte that comes moves the keepalive's deadline away. The timer stays where it is and finds, when it
         // fires, that it is early: setting it anew for each read would cost more than the read's own bookkeeping.
         if self.sleep_until.is_none_or(|until| deadline < until) {
@@ -319,7 +346,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
         self.sleep_until = None;
         let now = self.shared.now();
         if now >= deadline {
-            self.change(cx, |machine| machine.handle_timeout(now));
+            let stalled = self.outgoing.watch.is_stalled(now);
+            self.change(cx, |machine| match stalled {
+                true => machine.handle_write_stalled(),
+                false => machine.handle_timeout(now),
+            });
         }
         true
     }

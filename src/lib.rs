@@ -30,7 +30,7 @@ pub use connection::Connection;
 pub use incoming::{Acceptor, IncomingOpen};
 pub use relay::proxy_connections;
 pub use server::{Server, ServerConfig, ServerHandle, Stopped};
-pub use session::{OpenError, Session, SessionConfig, SessionError};
+pub use session::{OpenError, PROCESS_MEMORY, Session, SessionConfig, SessionError, process_memory};
 pub use tollway_protocol as protocol;
 
 /// Compiles and runs the example in the README.

@@ -1,7 +1,7 @@
 //! The handle of a session: connect or accept over a conduit, open virtual connections.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,8 +10,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::memory::MemoryPool;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::session::{CommandError, Config, LaneMode, Machine, PayerMoney, Role};
+use tollway_protocol::session::{CommandError, Config, LaneMode, Machine, PayerMoney, Role, WriteWatch};
 
 use crate::admission::Admission;
 use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
@@ -20,6 +21,16 @@ use crate::driver::{Driver, Serving};
 use crate::payment::Mailbox;
 use crate::rpc::Services;
 use crate::shared::{ConnectionCell, OpenAnswer, Shared};
+
+/// Bytes that the sessions of a process may grant together, unless their configuration names another pool: four sessions
+/// that use up the budget of a session. What is granted is not yet used, so it may be a large part of the memory.
+pub const PROCESS_MEMORY: u64 = 1 << 30;
+
+/// The pool of sessions whose configuration names none.
+pub fn process_memory() -> Arc<MemoryPool> {
+    static POOL: OnceLock<Arc<MemoryPool>> = OnceLock::new();
+    POOL.get_or_init(|| Arc::new(MemoryPool::new(PROCESS_MEMORY))).clone()
+}
 
 /// What a session is to be.
 #[derive(Debug, Clone, Default)]
@@ -138,6 +149,8 @@ impl Session {
             Lanes::PerConnection => LaneMode::PerConnection,
             Lanes::One => LaneMode::One,
         };
+        protocol.memory.pool.get_or_insert_with(process_memory);
+        let watch = WriteWatch::new(&protocol);
         let max_frame = protocol.limits.max_frame as usize;
         let (opened, answer) = oneshot::channel();
         let shared = Shared::new(
@@ -150,7 +163,7 @@ impl Session {
         let limits = config.connection_limits;
         let serving = Serving { services: config.services, limits, peer: peer.clone(), max_frame, admission };
         let (reader, writer) = conduit.split();
-        let driver = tokio::spawn(Driver::new(shared.clone(), serving, reader, writer));
+        let driver = tokio::spawn(Driver::new(shared.clone(), serving, (role, watch), (reader, writer)));
         Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver }
     }
 

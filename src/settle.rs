@@ -264,8 +264,10 @@ fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &m
             }
             work.after.bury(Some(core));
         }
-        Event::StreamEnded { stream, ending } => {
-            if let Some(core) = state.streams.remove(stream) {
+        Event::StreamEnded { stream, ending, held } => {
+            let core = state.streams.remove(stream);
+            state.machine.release_stream(core.as_ref().map_or(held, |core| core.hold(held)));
+            if let Some(core) = core {
                 core.handle_ending(ending, &mut work.after);
                 work.after.bury(Some(core));
             }
@@ -286,8 +288,10 @@ fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &m
                 Err(violation) => state.machine.handle_violation(violation),
             }
         }
-        Event::StreamFailed { stream } => {
-            if let Some(core) = state.streams.remove(stream) {
+        Event::StreamFailed { stream, held } => {
+            let core = state.streams.remove(stream);
+            state.machine.release_stream(core.as_ref().map_or(held, |core| core.hold(held)));
+            if let Some(core) = core {
                 core.fail(StreamError::ConnectionEnded, &mut work.after);
                 // Its call may live on, and would wait for streams in items that nobody sends any more.
                 let (_, dropped) = core.handle_stopped(code::DROPPED, &mut work.after);

@@ -396,9 +396,19 @@ impl Shared {
     }
 
     pub(crate) fn grant(&self, key: StreamKey, grant: Grant) {
+        let now = self.now();
         let mut state = self.lock();
-        state.machine.grant(key, grant);
+        if let Some(window) = state.machine.grant(now, key, grant)
+            && let Some(core) = state.streams.get(key)
+        {
+            core.widen(window);
+        }
         Self::unlock_and_kick(state);
+    }
+
+    /// The items of a stream that has ended were read or dropped.
+    pub(crate) fn release_stream(&self, held: u64) {
+        self.lock().machine.release_stream(held);
     }
 
     pub(crate) fn create_item_streams(

@@ -189,7 +189,7 @@ pub mod code {
     pub const CREDIT: u32 = 6;
     /// No common protocol version.
     pub const VERSION: u32 = 7;
-    /// A deadline of the session passed: handshake or keepalive.
+    /// A deadline of the session passed: handshake, keepalive, writing, or idleness.
     pub const TIMEOUT: u32 = 8;
     /// The side is going away.
     pub const GOING_AWAY: u32 = 9;
@@ -287,6 +287,12 @@ pub enum SessionEnd {
     /// Nothing came from the peer within the ping interval and the pong timeout.
     #[error("the peer is silent: no byte came within the ping interval and the pong timeout")]
     PeerSilent,
+    /// The peer did not take what was written to it within the write timeout, or too little of it.
+    #[error("the peer does not read: too little of what waited was taken within the write timeout")]
+    PeerNotReading,
+    /// There was no virtual connection for the idle timeout. This side closed the session.
+    #[error("the session was idle: no connection was open for the idle timeout")]
+    Idle,
     /// The conduit ended without a Close.
     #[error("the conduit was lost: {0}")]
     ConduitLost(String),

@@ -5,6 +5,7 @@
 //!
 //! - [`frame`] cuts a byte stream into frames, [`message`] has their headers.
 //! - [`session`] is the session machine: handshake, virtual connections, calls, credit, fairness, keepalive.
+//! - [`memory`] bounds what peers may make this side hold, for a session and for a process.
 //! - [`stream`] has the two ends of a stream of items, which a runtime keeps behind locks of their own.
 //! - [`peer`] joins both into one peer without locks: simulation, fuzzing and the specification's tests run on it.
 //! - [`relay`] joins a connection of one session to one of another.
@@ -17,6 +18,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod memory;
 pub mod message;
 pub mod metadata;
 pub mod payment;

@@ -42,7 +42,7 @@ pub struct ConnectionLimits {
     pub max_item: u32,
     /// Largest body of a request or a response in bytes, at most `window`.
     pub max_body: u32,
-    /// Bytes of request and response bodies that may be on their way or unread at once.
+    /// Bytes of request and response bodies that may be on their way or unread at once; to begin with.
     pub window: u32,
     /// Credit of a new stream in bytes, [`ITEM_OVERHEAD`] for each item included.
     pub stream_window: u32,
@@ -58,8 +58,9 @@ impl Default for ConnectionLimits {
             max_item: 1 << 20,
             max_body: 1 << 20,
             window: 1 << 20,
-            // At 100 Gbit/s on one machine, or 1 Gbit/s over 8 ms: enough that a local stream never waits for credit.
-            stream_window: 1 << 20,
+            // What a stream begins with: enough that one on the same machine rarely waits, and little enough for a
+            // thousand within the memory budget of a session. It grows while it is what holds the sender up.
+            stream_window: 256 << 10,
             max_calls: 1_024,
             max_streams: 1_024,
         }

@@ -130,6 +130,8 @@ pub enum Status {
     TooLarge,
     /// The payment for the call did not come.
     PaymentFailed,
+    /// The callee has no memory for the call now; no handler ran. Free of charge.
+    AtCapacity,
 }
 
 headers! {

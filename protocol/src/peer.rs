@@ -80,6 +80,8 @@ struct Receiver {
     /// The run that is being read. One whose item has slots is read at once.
     run: Option<ItemRun>,
     connection: ConnectionId,
+    /// What its unread items count once it has ended.
+    held: u64,
 }
 
 /// The sending ends, as the machine borrows them.
@@ -105,6 +107,8 @@ pub struct Peer {
     /// Not a map by slot: what was not read yet outlives the machine's entry, and the slot may be used again.
     receivers: FxHashMap<StreamKey, Receiver>,
     events: VecDeque<PeerEvent>,
+    /// The latest time that was heard of.
+    now: Time,
 }
 
 impl Peer {
@@ -119,7 +123,8 @@ impl Peer {
     }
 
     fn new(machine: Machine) -> Self {
-        Peer { machine, senders: Senders::default(), receivers: FxHashMap::default(), events: VecDeque::new() }
+        let (senders, receivers, events) = (Senders::default(), FxHashMap::default(), VecDeque::new());
+        Peer { machine, senders, receivers, events, now: Time::ZERO }
     }
 
     /// The session's state.
@@ -135,12 +140,14 @@ impl Peer {
 
     /// Takes a frame in that came on `lane`.
     pub fn handle_frame(&mut self, now: Time, lane: Lane, frame: Bytes) {
+        self.now = self.now.max(now);
         self.machine.handle_frame(now, lane, frame);
         self.pump();
     }
 
     /// The time is `now`: what is due happens.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.now = self.now.max(now);
         self.machine.handle_timeout(now);
         self.pump();
     }
@@ -264,7 +271,7 @@ impl Peer {
         let run = receiver.run.take().map(|run| (run, Vec::new())).or_else(|| receiver.stream.take_run());
         let Some((mut run, slots)) = run else {
             let Some(ending) = receiver.stream.ending() else { return Read::Pending };
-            self.receivers.remove(&stream);
+            self.forget_receiver(stream);
             return Read::Ended(ending);
         };
         let before = run.credit();
@@ -273,8 +280,10 @@ impl Peer {
         if run.items() > 0 {
             receiver.run = Some(run);
         }
-        if let Some(grant) = grant {
-            self.machine.grant(stream, grant);
+        if let Some(grant) = grant
+            && let Some(wider) = self.machine.grant(self.now, stream, grant)
+        {
+            receiver.stream.widen(wider);
         }
         let flow = |key| if self.senders.0.contains_key(key) { Flow::ToPeer } else { Flow::FromPeer };
         Read::Item(item, slots.into_iter().map(|stream| InboundSlot { stream, flow: flow(stream) }).collect())
@@ -286,12 +295,19 @@ impl Peer {
         let (send, unseen) = receiver.stream.stop();
         receiver.run = None;
         if receiver.stream.has_ended() {
-            self.receivers.remove(&stream);
+            self.forget_receiver(stream);
         }
         if send {
             self.machine.stop_stream(stream, code);
         }
         self.discard(unseen);
+    }
+
+    /// What it held is nobody's any more.
+    fn forget_receiver(&mut self, stream: StreamKey) -> Option<Receiver> {
+        let receiver = self.receivers.remove(&stream)?;
+        self.machine.release_stream(receiver.held);
+        Some(receiver)
     }
 
     /// Applies what the machine has to say to the ends of streams, in order.
@@ -305,21 +321,24 @@ impl Peer {
         match &event {
             Event::CallRequested(call) => self.create_inbound(call.connection, &call.slots),
             Event::CallAnswered(answer) => self.create_inbound(answer.connection, &answer.slots),
-            Event::StreamEnded { stream, ending } => {
-                if let Some(receiver) = self.receivers.get_mut(stream) {
-                    receiver.stream.handle_ending(*ending);
-                    self.events.push_back(PeerEvent::Readable(*stream));
+            &Event::StreamEnded { stream, ending, held } => match self.receivers.get_mut(&stream) {
+                Some(receiver) => {
+                    receiver.stream.handle_ending(ending);
+                    receiver.held = held;
+                    self.events.push_back(PeerEvent::Readable(stream));
                     if receiver.stream.is_stopped() {
-                        self.receivers.remove(stream);
+                        self.forget_receiver(stream);
                     }
                 }
-            }
+                None => self.machine.release_stream(held),
+            },
             &Event::StreamStopped { stream, code } => self.reset(stream, code),
-            &Event::StreamFailed { stream } => {
+            &Event::StreamFailed { stream, held } => {
+                self.machine.release_stream(held);
                 // Its call may live on, and would wait for streams in items that nobody sends any more.
                 self.reset(stream, crate::error::code::DROPPED);
                 self.senders.0.remove(stream);
-                let receiver = self.receivers.remove(&stream);
+                let receiver = self.forget_receiver(stream);
                 // Streams in its unread items may have ended before, with items that nobody will read.
                 self.discard(receiver.map_or(Vec::new(), |mut receiver| receiver.stream.stop().1));
             }
@@ -375,7 +394,7 @@ impl Peer {
                 Flow::ToPeer => {}
                 Flow::FromPeer => {
                     let stream = RecvStream::new(u64::from(window));
-                    let receiver = Receiver { stream, run: None, connection };
+                    let receiver = Receiver { stream, run: None, connection, held: 0 };
                     self.receivers.insert(slot.stream, receiver);
                 }
             }
@@ -385,7 +404,7 @@ impl Peer {
     /// Ends streams that the peer announced and nobody here will see, and those in their unread items.
     fn discard(&mut self, mut streams: Vec<StreamKey>) {
         while let Some(key) = streams.pop() {
-            if let Some(mut receiver) = self.receivers.remove(&key) {
+            if let Some(mut receiver) = self.forget_receiver(key) {
                 streams.extend(receiver.stream.stop().1);
             }
             if let Some(mut sender) = self.senders.0.remove(key) {
@@ -399,7 +418,7 @@ impl Peer {
     /// Forgets streams of slots of items that were dropped before they were sent.
     fn forget_unannounced(&mut self, mut streams: Vec<StreamKey>) {
         while let Some(key) = streams.pop() {
-            self.receivers.remove(&key);
+            self.forget_receiver(key);
             if let Some(mut sender) = self.senders.0.remove(key) {
                 streams.extend(sender.stream.reset(code::CANCELLED).1);
             }

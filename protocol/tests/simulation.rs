@@ -17,6 +17,7 @@ use pair::{A, B, Pair, Rng, config};
 use tollway_protocol::error::Reason;
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::{ConnectionLimits, ITEM_OVERHEAD, SessionLimits};
+use tollway_protocol::memory::MemoryLimits;
 use tollway_protocol::message::{Flow, Status};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::{Amount, Price};
@@ -57,6 +58,8 @@ struct World {
     sides: [Side; 2],
     sent: BTreeMap<u64, Sent>,
     leased: BTreeMap<ConnectionId, u128>,
+    /// The memory budgets of both sides.
+    memory: [u64; 2],
     next_tag: u64,
 }
 
@@ -76,7 +79,10 @@ fn side_config(rng: &mut Rng, lanes: LaneMode) -> Config {
         max_connections: 1 + rng.below(6) as u32,
         max_pending_opens: 1 + rng.below(3) as u32,
     };
-    Config { limits, ..config(lanes) }
+    // Often too little: then calls are refused and streams stopped, and everything else stays true.
+    let session = if rng.chance(50) { 256 << 20 } else { rng.below(8_000) as u64 };
+    let memory = MemoryLimits { session, ..Default::default() };
+    Config { limits, memory, ..config(lanes) }
 }
 
 fn limits(rng: &mut Rng) -> ConnectionLimits {
@@ -95,11 +101,12 @@ impl World {
         let mut rng = Rng(seed);
         let lanes = if rng.chance(50) { LaneMode::One } else { LaneMode::PerConnection };
         let (a, b) = (side_config(&mut rng, lanes), side_config(&mut rng, lanes));
+        let memory = [a.memory.session, b.memory.session];
         let mut pair = Pair::open(a, b, rng.next());
         for pipe in &mut pair.pipes {
             pipe.capacity = 1 + pair.rng.below(3000);
         }
-        World { pair, sides: Default::default(), sent: BTreeMap::new(), leased: BTreeMap::new(), next_tag: 1 }
+        World { pair, sides: Default::default(), sent: BTreeMap::new(), leased: BTreeMap::new(), memory, next_tag: 1 }
     }
 
     fn flows(&mut self) -> Vec<Flow> {
@@ -357,7 +364,7 @@ impl World {
                     self.sides[side].calls.retain(|&key| key != call);
                     self.sides[side].served.retain(|&key| key != call);
                 }
-                Event::StreamFailed { stream } => {
+                Event::StreamFailed { stream, .. } => {
                     self.sides[side].sending.retain(|&(key, _)| key != stream);
                     self.sides[side].reading.remove(&stream);
                 }
@@ -378,6 +385,7 @@ impl World {
                     assert!(most <= leased, "{most} of {leased}");
                 }
             }
+            assert!(self.pair.peers[side].session().granted_bytes() <= self.memory[side], "within the budget");
             assert!(self.pair.pipes[side].bytes <= self.pair.pipes[side].capacity + 34_000);
             assert!(self.pair.peers[side].session().wants_frames(), "honest peers read always");
         }
@@ -439,6 +447,7 @@ impl World {
                 self.read(side, key, 10_000);
             }
             assert_eq!(self.pair.peers[side].stream_ends(), (0, 0));
+            assert_eq!(self.pair.peers[side].session().granted_bytes(), 0, "all that was granted came back");
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::future::{Ready, ready};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
@@ -31,17 +33,38 @@ impl TcpConduit {
         Self::new(TcpStream::connect(addresses).await?)
     }
 
-    /// Uses a connected stream, and switches Nagle's algorithm off: the session batches by itself, and what it writes
-    /// is to leave at once.
+    /// Uses a connected stream, and sets its options: Nagle's algorithm is off, since the session batches by itself and
+    /// what it writes is to leave at once; the system looks after a connection that nobody talks on, and gives one up on
+    /// which what was sent stays unacknowledged.
     ///
     /// # Errors
     /// If the stream is not connected any more.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
+        set_options(&stream)?;
         let peer = PeerInfo::new("tcp", stream.peer_addr()?.to_string());
         let (reader, writer) = stream.into_split();
         Ok(Self { framed: Framed::new(reader, writer, peer) })
     }
+}
+
+/// Quiet time after which the system probes the peer: the session's own pings come sooner, so that these are for a process
+/// that has stopped and holds its sockets.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// Time between two probes; with the system's usual nine, three minutes.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+/// How long sent bytes may stay unacknowledged. Longer than the session's keepalive and write timeout, which tell a better
+/// cause; without it the system retries for a quarter of an hour, also for the last words of a session.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sets what every TCP stream below a conduit has.
+pub(super) fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY))?;
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia"))]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
 }
 
 impl Conduit for TcpConduit {
@@ -97,7 +120,7 @@ impl TcpListener {
     #[cfg(any(feature = "tls", feature = "ws"))]
     pub(super) async fn next_stream(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, address) = self.listener.accept().await?;
-        stream.set_nodelay(true).map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
+        set_options(&stream).map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
         Ok((stream, address))
     }
 
@@ -114,5 +137,27 @@ impl Listener for TcpListener {
 
     async fn next(&self) -> io::Result<Self::Pending> {
         Ok(ready(Ok(self.try_accept().await?)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_have_their_options() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        for stream in [near, far] {
+            set_options(&stream).unwrap();
+            let socket = SockRef::from(&stream);
+            assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_EVERY);
+            #[cfg(target_os = "linux")]
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        }
     }
 }

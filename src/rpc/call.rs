@@ -44,6 +44,9 @@ pub enum CallError {
     /// The payment for the call did not come in time.
     #[error("the payment for the call did not come")]
     PaymentFailed,
+    /// One of the two sides has no memory for the call, or for its answer, now. The callee did nothing if it was its side.
+    #[error("there is no memory for the call or its answer now: try again, or raise the memory budget")]
+    AtCapacity,
     /// The arguments cannot be encoded. Nothing was sent.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -262,6 +265,7 @@ impl Response {
             Status::Cancelled => Err(CallError::Cancelled),
             Status::TooLarge => Err(CallError::AnswerTooLarge),
             Status::PaymentFailed => Err(CallError::PaymentFailed),
+            Status::AtCapacity => Err(CallError::AtCapacity),
             _ => Err(CallError::HandlerFailed),
         }
     }

@@ -283,15 +283,20 @@ impl<T> Rx<T> {
                 Poll::Pending
             }
         };
-        let bound = if grant.is_some() { state.bound.clone() } else { None };
+        // The last item was read: nothing of a stream that has ended is held any more.
+        let held = if next.is_none() { std::mem::take(&mut state.held) } else { 0 };
+        let bound = if grant.is_some() || held > 0 { state.bound.clone() } else { None };
         if let Some((run, keys)) = next {
             self.taken = (run.credit(), u64::from(run.items()));
             self.run = Some(run);
             self.slots = keys.iter().filter_map(|key| state.arrived.remove(key)).collect();
         }
         drop(state);
-        if let (Some((shared, key)), Some(grant)) = (bound, grant) {
-            shared.grant(key, grant);
+        if let Some((shared, key)) = bound {
+            match grant {
+                Some(grant) => shared.grant(key, grant),
+                None => shared.release_stream(held),
+            }
         }
         answer
     }

@@ -41,6 +41,8 @@ pub(super) struct CoreState {
     pub(super) stopped: Option<u32>,
     pub(super) max_item: u32,
     pub(super) waker: Option<Waker>,
+    /// What the unread items of a stream that has ended count against the session's memory.
+    pub(super) held: u64,
     /// Streams that arrived inside items and were not decoded yet.
     pub(super) arrived: FxHashMap<StreamKey, InboundStream>,
 }
@@ -94,6 +96,7 @@ impl StreamCore {
             stopped: None,
             max_item,
             waker: None,
+            held: 0,
             arrived: FxHashMap::default(),
         };
         Arc::new(StreamCore { state: Mutex::new(state) })
@@ -202,6 +205,24 @@ impl StreamCore {
         after.wake(state.waker.take());
     }
 
+    /// The stream has ended, and `held` bytes still count. Returns what is not held any more: all of it, unless items are
+    /// still to be read.
+    pub(crate) fn hold(&self, held: u64) -> u64 {
+        let mut state = self.state.lock();
+        let unread = matches!(&state.side, Side::Recv(recv) if recv.has_run());
+        if unread {
+            state.held = held;
+        }
+        if unread { 0 } else { held }
+    }
+
+    /// The window has grown. Called under the session's lock, so that no item for the new credit comes before.
+    pub(crate) fn widen(&self, window: u64) {
+        if let Side::Recv(recv) = &mut self.state.lock().side {
+            recv.widen(window);
+        }
+    }
+
     /// The receiver wants no more. Returns whether the stream is ready, to send its reset, and streams that will never
     /// be announced.
     pub(crate) fn handle_stopped(&self, code: u32, after: &mut Aftermath) -> (bool, Vec<StreamKey>) {
@@ -278,10 +299,13 @@ impl StreamCore {
             }
         };
         let (bound, waker) = (state.bound.clone(), state.waker.take());
-        let arrived = std::mem::take(&mut state.arrived);
+        let (arrived, held) = (std::mem::take(&mut state.arrived), std::mem::take(&mut state.held));
         drop(state);
         // Each of them is ended by its drop.
         drop(arrived);
+        if let (Some((shared, _)), 1..) = (&bound, held) {
+            shared.release_stream(held);
+        }
         if let Some(waker) = waker {
             waker.wake();
         }

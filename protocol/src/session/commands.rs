@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::connection::{Call, CallState, Connection, State, StreamEntry};
+use super::grants::Granted;
 use super::money::{Money, Payee, Payer};
 use super::outbox::{Body, BodyKind, Source};
 use super::receive::MAX_SERVICE_NAME;
@@ -13,7 +14,7 @@ use crate::limits::{ConnectionLimits, HEADER_ALLOWANCE, LimitsError, MAX_SLOTS};
 use crate::message::{Accept, Cancel, Close, Flow, GoAway, Open, Payment, Reject, Reset, Status};
 use crate::metadata::{Metadata, MetadataTooLarge};
 use crate::payment::{Amount, CallMeter};
-use crate::stream::{Grant, StreamKey};
+use crate::stream::StreamKey;
 use crate::time::Time;
 
 /// A command that cannot be carried out. Nothing has changed.
@@ -68,6 +69,12 @@ pub enum CommandError {
     /// Limits that contradict themselves.
     #[error(transparent)]
     Limits(#[from] LimitsError),
+    /// The memory budget of the session, or of the process, has no room for the windows of more streams.
+    #[error("no memory for more streams: the session may grant {limit} bytes, and shares what the process may")]
+    OutOfMemory {
+        /// What the session may grant, in bytes.
+        limit: u64,
+    },
     /// All ids of a space were used: those of a session's connections, or of a connection's calls or streams. What is
     /// open goes on and may end in order. `[session.id.exhausted]`
     #[error("all ids are used up; open a new session, or a new connection if it is calls or streams that ran out")]
@@ -447,9 +454,19 @@ impl Machine {
         if connection.own_streams.left() < u64::from(total) {
             return Err(CommandError::IdsExhausted);
         }
+        let received = flows.iter().filter(|&&flow| flow == Flow::FromPeer).count() as u64;
+        if !self.ledger.try_charge(received.saturating_mul(u64::from(connection.limits.stream_window))) {
+            return Err(CommandError::OutOfMemory { limit: self.config.memory.session });
+        }
         active.own_streams = total;
         entry.streams = entry.streams.saturating_add(count);
+        let window = connection.limits.stream_window;
+        let now = self.timers.last_received();
         let create = |&flow: &Flow| {
+            let granted = match flow {
+                Flow::FromPeer => Granted::charged(window, now),
+                Flow::ToPeer => Granted::nothing(),
+            };
             self.streams.insert(StreamEntry {
                 connection: id,
                 call,
@@ -459,6 +476,7 @@ impl Machine {
                 scheduled: false,
                 credit: None,
                 stop: None,
+                granted,
             })
         };
         let keys: Vec<StreamKey> = flows.iter().map(create).collect();
@@ -474,8 +492,7 @@ impl Machine {
         match &mut call.state {
             CallState::Queued => {
                 for stream in self.streams_of(key, connection) {
-                    self.remove_stream(stream);
-                    self.events.push_back(Event::StreamFailed { stream });
+                    self.fail_removed(stream);
                 }
                 self.calls.remove(key);
                 // Its arguments would else wait for a turn that may be long in coming.
@@ -516,14 +533,6 @@ impl Machine {
             && payee.streams.contains(&stream)
         {
             self.resume_paid(connection);
-        }
-    }
-
-    /// The receiver of a stream can take more.
-    pub fn grant(&mut self, stream: StreamKey, grant: Grant) {
-        let Some(entry) = self.streams.get_mut(stream) else { return };
-        if entry.flow == Flow::FromPeer && entry.credit.replace(grant).is_none() {
-            self.outbox.credits.push_back(stream);
         }
     }
 
@@ -568,19 +577,6 @@ impl Machine {
         if self.streams.get(stream).is_some_and(|entry| entry.id.is_none()) {
             self.remove_stream(stream);
         }
-    }
-
-    /// The application is done with `bytes` of bodies, and the peer may send as many more. Returns whether there is a
-    /// Window to send that was not before.
-    pub fn consume_body(&mut self, id: ConnectionId, bytes: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
-            return false;
-        };
-        let due = connection.recv_window.consume(bytes, connection.limits.window);
-        if due {
-            self.outbox.windows.push_back(id);
-        }
-        due
     }
 
     /// Sends a payment message, ahead of all data.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::grants::{Granted, Pace};
 use super::money::Money;
 use super::outbox::{Body, Source};
 use super::{CallKey, LaneMode};
@@ -13,6 +14,7 @@ use crate::limits::{ConnectionLimits, LATE_FRAMES, LATE_FRAMES_EACH};
 use crate::message::Flow;
 use crate::payment::CallMeter;
 use crate::stream::{Grant, StreamKey};
+use crate::time::Time;
 
 /// Where a connection stands.
 ///
@@ -107,6 +109,9 @@ pub(super) struct Window {
 /// The receiver's view of a body window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecvWindow {
+    /// Bytes that may be under way or unread; it may grow.
+    pub(super) window: u64,
+    pub(super) pace: Pace,
     pub(super) limit: u64,
     pub(super) received: u64,
     pub(super) consumed: u64,
@@ -115,7 +120,15 @@ pub(super) struct RecvWindow {
 
 impl RecvWindow {
     pub(super) const fn new(window: u32) -> Self {
-        RecvWindow { limit: window as u64, received: 0, consumed: 0, announce: false }
+        let window = window as u64;
+        RecvWindow {
+            window,
+            pace: Pace::new(window, Time::ZERO),
+            limit: window,
+            received: 0,
+            consumed: 0,
+            announce: false,
+        }
     }
 
     /// A body came. It may start while the window is above zero. `[call.window.start]`
@@ -127,15 +140,17 @@ impl RecvWindow {
         Ok(())
     }
 
-    /// The application is done with a body. Returns whether a Window is due that was not before.
-    pub(super) fn consume(&mut self, bytes: usize, window: u32) -> bool {
+    /// The application is done with a body. Returns whether half of the window is free again.
+    pub(super) fn consume(&mut self, bytes: usize) -> bool {
         self.consumed = self.consumed.saturating_add(bytes as u64);
-        let limit = self.consumed.saturating_add(u64::from(window));
-        let due = limit.saturating_sub(self.limit).saturating_mul(2) >= u64::from(window);
-        if due {
-            self.limit = limit;
-        }
-        due && !core::mem::replace(&mut self.announce, true)
+        let limit = self.consumed.saturating_add(self.window);
+        limit.saturating_sub(self.limit).saturating_mul(2) >= self.window
+    }
+
+    /// Grants what is free. Returns whether a Window is due that was not before.
+    pub(super) fn raise(&mut self) -> bool {
+        self.limit = self.consumed.saturating_add(self.window);
+        !core::mem::replace(&mut self.announce, true)
     }
 }
 
@@ -289,8 +304,10 @@ pub(super) struct StreamEntry {
     pub(super) scheduled: bool,
     /// A Credit that waits to be sent.
     pub(super) credit: Option<Grant>,
-    /// The code of its Stop: to be sent when the stream is announced, on its way, or said.
+    /// The code of its Stop: to be sent when the stream is announced, on its way, or said; for a sending stream, come.
     pub(super) stop: Option<u32>,
+    /// What is granted on a stream that we receive.
+    pub(super) granted: Granted,
 }
 
 /// The peer's half of the connection ids.

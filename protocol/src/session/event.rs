@@ -151,6 +151,9 @@ pub enum Event {
         stream: StreamKey,
         /// How.
         ending: Ending,
+        /// Bytes that still count against the memory budget: say [`release_stream`](super::Machine::release_stream) when its items were
+        /// read or dropped.
+        held: u64,
     },
     /// The receiver of a sending stream wants no more: reset it.
     StreamStopped {
@@ -173,6 +176,8 @@ pub enum Event {
     StreamFailed {
         /// The stream.
         stream: StreamKey,
+        /// See [`Event::StreamEnded`].
+        held: u64,
     },
     /// A payment message.
     Payment {

@@ -148,6 +148,7 @@ impl Machine {
         for connection in open {
             self.forget_connection(connection, Some(ConnectionEnd::Session(end.clone())));
         }
+        self.ledger.close();
         self.phase = Phase::Ended(end.clone());
         self.events.push_back(Event::SessionEnded(end));
     }

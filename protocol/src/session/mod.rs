@@ -18,9 +18,11 @@ mod connection;
 mod event;
 #[cfg(test)]
 mod exhaustion_tests;
+mod grants;
 mod handshake;
 mod money;
 mod outbox;
+mod progress;
 mod receive;
 mod receive_call;
 mod relayed;
@@ -38,12 +40,14 @@ use slotmap::SlotMap;
 pub use commands::{CallSpec, CommandError, OpenSpec, ResponseSpec};
 pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
 pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
+pub use progress::WriteWatch;
 pub use transmit::StreamSource;
 
 use crate::error::SessionEnd;
 use crate::frame::{Lane, Transmit};
 use crate::id::{ConnectionId, IdSequence, Parity};
 use crate::limits::{AbuseLimits, SessionLimits};
+use crate::memory::{Ledger, MemoryLimits};
 use crate::metadata::Metadata;
 use crate::stream::StreamKey;
 use crate::time::Time;
@@ -99,8 +103,19 @@ pub struct Config {
     pub ping_interval: Duration,
     /// A ping must bring some byte back within this time. Default 10 s.
     pub pong_timeout: Duration,
+    /// While bytes wait to be written, the conduit must take some within this time. Default 20 s: below what keepalive
+    /// needs, so that a peer that is alive and doesn't read gets this cause.
+    pub write_timeout: Duration,
+    /// Bytes a second that the conduit must take on average over [`write_timeout`](Self::write_timeout), while bytes
+    /// wait. Default 1,024: the slowest links are faster, and a reader of a byte a second is none.
+    pub min_write_rate: u32,
     /// What a peer may waste of this side's.
     pub abuse: AbuseLimits,
+    /// What a peer may make this side hold.
+    pub memory: MemoryLimits,
+    /// A session in which no virtual connection was open for so long is closed. Default `None`: who opens a session
+    /// keeps it.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for Config {
@@ -114,7 +129,11 @@ impl Default for Config {
             open_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(15),
             pong_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(20),
+            min_write_rate: 1_024,
             abuse: AbuseLimits::default(),
+            memory: MemoryLimits::default(),
+            idle_timeout: None,
         }
     }
 }
@@ -156,6 +175,8 @@ pub struct Machine {
     outbox: Outbox,
     timers: Timers,
     budgets: Budgets,
+    /// What the peer may make us hold.
+    ledger: Ledger,
     events: VecDeque<Event>,
     /// Responder: the version that the Hello led to, until the application answers it.
     hello: Option<u16>,
@@ -199,6 +220,7 @@ impl Machine {
         Machine {
             timers: Timers::new(&config, now),
             budgets: Budgets::new(config.abuse, now),
+            ledger: Ledger::new(&config.memory),
             peer_ids: PeerIds::new(own.other()),
             own_ids: IdSequence::new(own),
             config,
@@ -247,7 +269,7 @@ impl Machine {
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.phase {
             Phase::Ended(_) => None,
-            _ => self.timers.next(),
+            _ => self.timers.next(self.connections.is_empty()),
         }
     }
 

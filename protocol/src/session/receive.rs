@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use super::connection::{Connection, Seen, State, StreamEntry};
+use super::grants::Granted;
 use super::money::Money;
 use super::{CallKey, Event, InboundSlot, LaneMode, Machine, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, Violation, code};
-use crate::frame::Lane;
+use crate::frame::{HANDSHAKE_MAX_FRAME, Lane};
 use crate::id::{ConnectionId, StreamId};
 use crate::limits::MAX_SLOTS;
 use crate::message::{
@@ -47,6 +48,10 @@ impl Machine {
         }
         let frame = &mut frame;
         if self.phase == Phase::Greeting {
+            if frame.len() > HANDSHAKE_MAX_FRAME {
+                let (value, limit) = (frame.len() as u64, HANDSHAKE_MAX_FRAME as u64);
+                return Err(Violation::AboveLimit { what: "frame before the handshake has ended", value, limit });
+            }
             return self.dispatch_greeting(now, kind, frame);
         }
         if let Some(held) = self.held.take() {
@@ -338,13 +343,18 @@ impl Machine {
         };
         let call = self.check_flow(key, Flow::FromPeer, items.stream, Items::NAME)?;
         let run = ItemRun::parse(payload, max_item)?;
+        let taken = self.take_in(key, run.credit(), max_item)?;
         if !items.slots.is_empty() && run.items() != 1 {
             return Err(Violation::Items("an item with streams in it travels alone"));
         }
         let usage = Usage { items: u64::from(run.items()), bytes_out: run.item_bytes(), bytes_in: 0 };
         self.count_received(call, usage)?;
         let slots = self.register_slots(call, &items.slots)?;
-        self.events.push_back(Event::StreamItems { connection: items.connection, stream: key, run, slots });
+        if taken {
+            self.events.push_back(Event::StreamItems { connection: items.connection, stream: key, run, slots });
+        } else {
+            slots.iter().for_each(|slot| self.discard_stream(slot.stream));
+        }
         Ok(())
     }
 
@@ -370,7 +380,10 @@ impl Machine {
             return Err(Violation::Unexpected { frame: FRAME, state: "the stream has ended" });
         };
         self.check_flow(key, Flow::FromPeer, stream, FRAME)?;
-        self.events.push_back(Event::StreamEnded { stream: key, ending });
+        let (held, refused) = self.end_grant(key);
+        // One of which items were dropped never looks complete.
+        let ending = if refused { Ending::Reset(code::AT_CAPACITY) } else { ending };
+        self.events.push_back(Event::StreamEnded { stream: key, ending, held });
         self.remove_stream(key);
         Ok(())
     }
@@ -430,6 +443,7 @@ impl Machine {
             if !connection.peer_streams.expect(slot.stream.0) {
                 return Err(Violation::StreamId { id: slot.stream });
             }
+            let window = connection.limits.stream_window;
             let active = connection.active();
             active.peer_streams = active.peer_streams.saturating_add(1);
             if active.peer_streams > limit {
@@ -440,6 +454,13 @@ impl Machine {
                 Flow::ToPeer => Flow::FromPeer,
                 Flow::FromPeer => Flow::ToPeer,
             };
+            let (granted, refused) = match flow {
+                Flow::ToPeer => (Granted::nothing(), false),
+                Flow::FromPeer if self.ledger.try_charge(u64::from(window)) => {
+                    (Granted::charged(window, self.timers.last_received()), false)
+                }
+                Flow::FromPeer => (Granted::refused(window), true),
+            };
             let stream = self.streams.insert(StreamEntry {
                 connection: id,
                 call,
@@ -449,12 +470,16 @@ impl Machine {
                 scheduled: false,
                 credit: None,
                 stop: None,
+                granted,
             });
             active.streams.insert(slot.stream, stream);
             active.owned.insert(stream);
             entry.streams = entry.streams.saturating_add(1);
             entry.had_streams = true;
             inbound.push(InboundSlot { stream, flow });
+            if refused {
+                self.stop_stream(stream, code::AT_CAPACITY);
+            }
         }
         Ok(inbound)
     }

@@ -55,6 +55,7 @@ impl Machine {
             connection.active().served.insert(request.call, call);
         }
         let slots = self.register_slots(call, &request.slots)?;
+        let room = self.ledger.try_charge(payload.len() as u64);
         let incoming = IncomingCall {
             connection: id,
             call,
@@ -64,7 +65,10 @@ impl Machine {
             payload,
             slots,
         };
-        self.deliver_call(incoming, true);
+        match room {
+            true => self.deliver_call(incoming, true),
+            false => self.refuse_call(incoming),
+        }
         Ok(())
     }
 
@@ -127,10 +131,11 @@ impl Machine {
         let is_end = !call.had_streams;
         let counted = call.meter.charged();
         let charged = response.charged;
+        let (status, payload) = self.take_answer(id, response.status, payload);
         self.events.push_back(Event::CallAnswered(IncomingResponse {
             connection: id,
             call: key,
-            status: response.status,
+            status,
             charged,
             is_end,
             metadata: response.metadata,

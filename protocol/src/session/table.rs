@@ -19,6 +19,9 @@ impl Machine {
     pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.relayed = self.relayed.saturating_sub(usize::from(connection.relayed));
+        if self.connections.is_empty() {
+            self.timers.start_idle();
+        }
         let counts = &mut self.opens;
         let (live, pending) = match connection.opened_by_us {
             true => (&mut counts.ours, &mut counts.ours_pending),
@@ -30,7 +33,10 @@ impl Machine {
         }
         let was_closing = connection.state == State::Closing;
         if let Some(Money::Payee(payee)) = connection.money.as_deref() {
-            payee.calls.iter().for_each(|waiting| self.fail_ended_slots(waiting));
+            for waiting in &payee.calls {
+                self.fail_ended_slots(waiting);
+                self.ledger.release(waiting.payload.len() as u64);
+            }
         }
         if let Some(active) = connection.active {
             let queued = active.requests.iter().map(|body| body.call);
@@ -41,8 +47,9 @@ impl Machine {
                 }
             }
             for stream in active.owned {
+                let held = self.end_grant(stream).0;
                 self.streams.remove(stream);
-                self.events.push_back(Event::StreamFailed { stream });
+                self.events.push_back(Event::StreamFailed { stream, held });
             }
         }
         if let (Some(end), false) = (end, was_closing) {
@@ -54,6 +61,7 @@ impl Machine {
     /// Forgets a stream that has ended, and its call if that was the last thing of it.
     pub(super) fn remove_stream(&mut self, key: StreamKey) {
         let Some(entry) = self.streams.remove(key) else { return };
+        self.ledger.release(entry.granted.charge());
         if let Some(connection) = self.connections.get_mut(&entry.connection) {
             let active = connection.active();
             active.owned.remove(&key);

@@ -1,4 +1,4 @@
-//! One table of deadlines: handshake, unanswered opens, keepalive. Nothing here polls.
+//! One table of deadlines: handshake, unanswered opens, keepalive, idleness. Nothing here polls.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -26,6 +26,9 @@ pub(super) struct Timers {
     /// All nonces below were answered or overtaken.
     answered: u64,
     rtt: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    /// Since when there is no connection, if there is none.
+    idle_since: Time,
     /// Unanswered opens of ours. The timeout is the same for all, so the order is that of the deadlines.
     opens: VecDeque<(Time, ConnectionId)>,
 }
@@ -41,6 +44,8 @@ impl Timers {
             next_nonce: 1,
             answered: 1,
             rtt: None,
+            idle_timeout: config.idle_timeout,
+            idle_since: now,
             opens: VecDeque::new(),
         }
     }
@@ -54,10 +59,23 @@ impl Timers {
         self.rtt
     }
 
-    pub(super) fn next(&self) -> Option<Time> {
+    /// The last connection has gone.
+    pub(super) fn start_idle(&mut self) {
+        self.idle_since = self.last_received;
+    }
+
+    /// When a session without connections has been so for long enough. `[session.idle.timeout]`
+    fn idle(&self) -> Option<Time> {
+        self.idle_timeout.map(|timeout| self.idle_since.after(timeout))
+    }
+
+    pub(super) fn next(&self, is_idle: bool) -> Option<Time> {
         let keepalive = match self.handshake {
             Some(handshake) => handshake,
-            None => self.keepalive(),
+            None => match self.idle().filter(|_| is_idle) {
+                Some(idle) => idle.min(self.keepalive()),
+                None => self.keepalive(),
+            },
         };
         Some(self.opens.front().map_or(keepalive, |&(deadline, _)| deadline.min(keepalive)))
     }
@@ -81,6 +99,7 @@ impl Timers {
 
     pub(super) fn end_handshake(&mut self) {
         self.handshake = None;
+        self.start_idle();
     }
 
     pub(super) fn start_open(&mut self, deadline: Time, connection: ConnectionId) {
@@ -143,6 +162,9 @@ impl Machine {
                 self.close_with(connection, reason, ConnectionEnd::OpenTimeout);
             }
         }
+        if self.connections.is_empty() && self.timers.idle().is_some_and(|deadline| deadline <= now) {
+            return self.finish_late(SessionEnd::Idle);
+        }
         if self.timers.keepalive() <= now {
             if self.timers.unanswered().is_some() {
                 return self.finish_late(SessionEnd::PeerSilent);
@@ -158,6 +180,13 @@ impl Machine {
         let close = Close { connection: ConnectionId::ROOT, reason: reason.into(), metadata: Metadata::new() };
         self.control(ConnectionId::ROOT, &close);
         self.finish(end);
+    }
+
+    /// Bytes have waited to be written for too long: a [`WriteWatch`](super::WriteWatch) has run out.
+    pub fn handle_write_stalled(&mut self) {
+        if self.end().is_none() {
+            self.finish_late(SessionEnd::PeerNotReading);
+        }
     }
 
     pub(super) fn send_ping(&mut self, now: Time) {

@@ -87,7 +87,9 @@ impl Machine {
         self.push_response(call, status, Metadata::new(), Bytes::new(), Vec::new());
         for stream in streams {
             self.discard_stream(stream);
-            self.events.push_back(Event::StreamFailed { stream });
+            // What is left of it counts until it ends, or was read.
+            let held = if self.streams.contains_key(stream) { 0 } else { self.end_grant(stream).0 };
+            self.events.push_back(Event::StreamFailed { stream, held });
         }
         if !waiting.slots.is_empty() {
             self.events.push_back(Event::CallFailed { call });
@@ -98,7 +100,7 @@ impl Machine {
     /// will read.
     pub(super) fn fail_ended_slots(&mut self, waiting: &IncomingCall) {
         let ended = waiting.slots.iter().filter(|slot| !self.streams.contains_key(slot.stream));
-        self.events.extend(ended.map(|slot| Event::StreamFailed { stream: slot.stream }));
+        self.events.extend(ended.map(|slot| Event::StreamFailed { stream: slot.stream, held: 0 }));
     }
 
     /// An answer that waits for money which the caller no longer wants to pay gives way to one that costs no more than
@@ -117,8 +119,7 @@ impl Machine {
     /// Replaces an answer that cannot be paid by one that can. The streams that it would have announced fail.
     pub(super) fn replace_response(&mut self, id: ConnectionId, body: Body, status: Status) {
         for stream in body.slots {
-            self.remove_stream(stream);
-            self.events.push_back(Event::StreamFailed { stream });
+            self.fail_removed(stream);
         }
         let kind = BodyKind::Response { status };
         let replaced = Body { kind, metadata: Metadata::new(), payload: Bytes::new(), slots: Vec::new(), ..body };

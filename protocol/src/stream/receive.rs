@@ -118,6 +118,12 @@ impl RecvStream {
         Some(Grant { limit, consumed: self.consumed_items })
     }
 
+    /// The window has grown to `window` bytes, and the grant that was made last with it.
+    pub fn widen(&mut self, window: u64) {
+        self.limit = self.limit.saturating_add(window.saturating_sub(self.window));
+        self.window = window;
+    }
+
     /// The receiver wants no more: what is in the inbox is dropped, and so is what still comes. Returns whether a Stop
     /// should be sent, and the streams of the slots of dropped items: each must be ended with
     /// [`Machine::discard_stream`](crate::session::Machine::discard_stream), or their call would never end.

@@ -114,6 +114,37 @@ fn a_silent_peer_is_detected_within_interval_and_timeout_although_a_send_is_stuc
     assert_eq!(pair.peers[A].session().end(), Some(&SessionEnd::PeerSilent));
 }
 
+/// `[session.idle.timeout]`
+#[test]
+fn a_session_without_connections_ends_at_its_idle_timeout_and_one_in_use_never() {
+    let idle = Config { idle_timeout: Some(Duration::from_secs(40)), ..Config::default() };
+    let mut pair = Pair::open(Config::default(), idle, 1);
+    let id = pair.connect(A);
+    pair.advance(Duration::from_secs(500));
+    pair.assert_alive();
+    pair.close(A, id);
+    pair.run();
+    pair.advance(Duration::from_millis(39_999));
+    pair.assert_alive();
+    pair.advance(Duration::from_millis(1));
+    assert_eq!(pair.peers[B].session().end(), Some(&SessionEnd::Idle));
+    let end = pair.peers[A].session().end();
+    assert!(matches!(end, Some(SessionEnd::ClosedByPeer(reason)) if reason.code == code::TIMEOUT), "{end:?}");
+}
+
+/// `[session.write.progress]`
+#[test]
+fn a_stalled_writer_ends_the_session_with_its_own_cause() {
+    let mut pair = Pair::one_lane();
+    pair.connect(A);
+    pair.peers[A].session_mut().handle_write_stalled();
+    pair.peers[A].session_mut().handle_write_stalled();
+    assert_eq!(pair.peers[A].session().end(), Some(&SessionEnd::PeerNotReading));
+    pair.run();
+    let end = pair.peers[B].session().end();
+    assert!(matches!(end, Some(SessionEnd::ClosedByPeer(reason)) if reason.code == code::TIMEOUT), "{end:?}");
+}
+
 #[test]
 fn any_received_byte_is_life() {
     let mut pair = Pair::one_lane();

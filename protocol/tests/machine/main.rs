@@ -6,6 +6,7 @@ mod calls;
 mod connections;
 mod handshake;
 mod hostile;
+mod memory;
 mod money;
 mod pair;
 mod streams;

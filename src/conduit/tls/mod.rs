@@ -26,7 +26,7 @@ use super::endpoint::Endpoint;
 use super::framed::{Framed, FramedReader, FramedWriter};
 use super::halves::{ReadHalf, WriteHalf, halves};
 use super::listen::Listener;
-use super::tcp::TcpListener;
+use super::tcp::{TcpListener, set_options};
 use super::{Conduit, Lanes, PeerInfo};
 use crate::future::BoxFuture;
 
@@ -96,7 +96,7 @@ pub(super) async fn dial(
     let config = Arc::new(tls.config(endpoint.pin(), alpn)?);
     let name = server_name(endpoint)?;
     let stream = TcpStream::connect(endpoint.address()).await?;
-    stream.set_nodelay(true)?;
+    set_options(&stream)?;
     let address = stream.peer_addr()?;
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(told)?;
     let io = TlsIo::new(stream.into());
