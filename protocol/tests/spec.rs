@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tollway_protocol::error::Reason;
+use tollway_protocol::error::{Reason, code};
 use tollway_protocol::frame::PREFACE;
 use tollway_protocol::id::{CallId, ConnectionId, Parity, StreamId};
 use tollway_protocol::limits::{ConnectionLimits, SessionLimits};
 use tollway_protocol::message::*;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 
 const SPEC: &str = include_str!("../SPEC.md");
 
@@ -26,14 +27,36 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let (first, parity, limits) = (ConnectionId(1), Parity::Odd, ConnectionLimits::default());
     let open = Open { connection: first, service: "echo".into(), parity, limits, metadata: metadata() };
     let close = Close { connection: first, reason: Reason::none().into(), metadata: metadata() };
+    let accept = Accept { connection: first, limits, metadata: metadata() };
+    let reason = |code, text: &str| Reason::new(code, text).into();
+    let reject = Reject { connection: first, reason: reason(code::UNKNOWN_SERVICE, "no"), metadata: metadata() };
+    let (call, charged) = (CallId(5), Amount::new(25));
+    let response = Response { connection, call, status: Status::Ok, charged, metadata: metadata(), slots: vec![] };
+    let hello =
+        Hello { min_version: 1, max_version: 1, parity, limits: SessionLimits::default(), metadata: metadata() };
+    let idle = Close { connection: ConnectionId::ROOT, reason: reason(code::TIMEOUT, "idle"), metadata: metadata() };
     vec![
         ("preface", PREFACE.to_vec()),
         ("Ping", [&(ping.len() as u32).to_le_bytes(), ping.as_slice()].concat()),
+        ("Hello", framed(&hello, b"")),
         ("HelloAck", framed(&HelloAck { version: 1, limits: SessionLimits::default(), metadata: metadata() }, b"")),
         ("Request", framed(&request, b"hi")),
         ("Items", framed(&Items { connection, stream, slots: vec![] }, &[1, b'a', 0])),
         ("Open", framed(&open, b"")),
+        ("Accept", framed(&accept, b"")),
+        ("Reject", framed(&reject, b"")),
         ("Close", framed(&close, b"")),
+        ("Response", framed(&response, b"ok")),
+        ("Cancel", framed(&Cancel { connection, call }, b"")),
+        ("Done", framed(&Done { connection, call, charged }, b"")),
+        ("End", framed(&End { connection, stream }, b"")),
+        ("Reset", framed(&Reset { connection, stream, code: code::DROPPED }, b"")),
+        ("Stop", framed(&Stop { connection, stream, code: code::CANCELLED }, b"")),
+        ("Credit", framed(&Credit { connection, stream, limit: 1 << 20, consumed: 300 }, b"")),
+        ("Window", framed(&Window { connection, limit: 2 << 20 }, b"")),
+        ("GoAway", framed(&GoAway { last: ConnectionId(7), reason: reason(code::GOING_AWAY, "restart") }, b"")),
+        ("ProtocolError", framed(&ProtocolError { reason: reason(code::LIMIT, "too many") }, b"")),
+        ("Close session", framed(&idle, b"")),
     ]
 }
 
@@ -62,13 +85,28 @@ fn rules(text: &str) -> BTreeSet<String> {
     inside.filter(is_rule).map(str::to_owned).collect()
 }
 
-fn cited(folder: &Path, into: &mut BTreeSet<String>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            cited(&path, into);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            into.append(&mut rules(&std::fs::read_to_string(path).unwrap()));
+/// What lines cite, and what tests do.
+#[derive(Default)]
+struct Citations {
+    all: BTreeSet<String>,
+    by_tests: BTreeSet<String>,
+}
+
+impl Citations {
+    fn collect(&mut self, folder: &Path, is_test: bool) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_test = is_test || path.file_stem().is_some_and(|name| name.to_string_lossy().contains("tests"));
+            if path.is_dir() {
+                self.collect(&path, is_test);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                // A file's own tests stand at its end.
+                let tests = text.find("#[cfg(test)]\nmod tests").or(text.find("#[cfg(test)]\n#[allow"));
+                let tests = if is_test { 0 } else { tests.unwrap_or(text.len()) };
+                self.all.append(&mut rules(&text));
+                self.by_tests.append(&mut rules(&text[tests..]));
+            }
         }
     }
 }
@@ -76,16 +114,37 @@ fn cited(folder: &Path, into: &mut BTreeSet<String>) {
 #[test]
 fn every_rule_is_cited_and_every_citation_has_its_rule() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut citations = BTreeSet::new();
+    let mut citations = Citations::default();
     // The runtime enforces the rules that need a store, an escrow or a key.
-    for folder in ["src", "tests", "../src", "../tests"] {
-        cited(&root.join(folder), &mut citations);
+    for (folder, is_test) in [("src", false), ("tests", true), ("../src", false), ("../tests", true)] {
+        citations.collect(&root.join(folder), is_test);
     }
     let written = rules(SPEC);
-    let uncited: Vec<_> = written.difference(&citations).collect();
+    let uncited: Vec<_> = written.difference(&citations.all).collect();
     assert!(uncited.is_empty(), "rules of SPEC.md that no line and no test cites: {uncited:?}");
-    let unwritten: Vec<_> = citations.difference(&written).collect();
+    let of_session =
+        |rule: &&String| ["session.", "call.", "stream.", "relay."].iter().any(|area| rule.starts_with(area));
+    let untested: Vec<_> = written.difference(&citations.by_tests).filter(of_session).collect();
+    assert!(untested.is_empty(), "rules of the session that no test cites: {untested:?}");
+    let unwritten: Vec<_> = citations.all.difference(&written).collect();
     assert!(unwritten.is_empty(), "cited rules that SPEC.md does not have: {unwritten:?}");
+}
+
+/// The table of codes has every code with its number, and the application's own begin behind them. `[session.code.space]`
+#[test]
+fn the_table_of_codes_has_every_code() {
+    let source = include_str!("../src/error.rs");
+    let codes: Vec<(&str, u32)> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(": u32 = "))
+        .map(|(name, number)| (name, number.trim_end_matches(';').parse().unwrap()))
+        .filter(|&(name, _)| name != "APPLICATION")
+        .collect();
+    assert!(codes.len() > 20);
+    for (name, number) in codes {
+        assert!(number < tollway_protocol::error::code::APPLICATION);
+        assert_eq!(SPEC.matches(&format!("| {number} | {name} |")).count(), 1, "{name}");
+    }
 }
 
 /// The table of frames names every kind once, with its number.

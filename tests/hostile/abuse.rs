@@ -9,7 +9,7 @@ use tollway::protocol::message::*;
 use super::stage::*;
 
 /// What a release build does a million times.
-const MANY: u64 = if cfg!(debug_assertions) { 50_000 } else { 1_000_000 };
+const MANY: u64 = if cfg!(debug_assertions) { 10_000 } else { 1_000_000 };
 
 /// CVE-2019-9512: pings from a peer that does not read. `[session.ping.budget]`
 #[tokio::test]
@@ -96,7 +96,8 @@ async fn opening_and_closing_in_turn_without_end_is_no_abuse() {
     let none = Rate { burst: 1, per_second: 0 };
     let stage = Stage::with(|config| {
         let pings = Rate { burst: 10, per_second: 0 };
-        let abuse = AbuseLimits { unfinished_work: 1, refusals: none, pings, extensions: none, late_frames: none };
+        // One read brings at most 1,024 frames, and what it opens is answered after it.
+        let abuse = AbuseLimits { unfinished_work: 512, refusals: none, pings, extensions: none, late_frames: none };
         config.session.protocol.abuse = abuse;
     })
     .await;
@@ -121,12 +122,12 @@ async fn opening_and_closing_in_turn_without_end_is_no_abuse() {
 async fn opening_calling_and_closing_without_end_leaves_no_handler_behind() {
     let stage = Stage::new().await;
     let mut raw = Raw::shaken(&stage).await;
-    for number in 0..5_000 {
+    for number in 0..1_000 {
         let connection = raw.connect(number).await;
         let call = framed(&body(&request(connection, 1, NEVER), b""));
         raw.bytes(&[call, framed(&body(&close(connection), b""))].concat()).await;
         raw.expect::<Close>().await;
-        if number % 1_000 == 0 {
+        if number % 250 == 0 {
             stage.is_well().await;
         }
     }
@@ -200,12 +201,13 @@ async fn bodies_beyond_the_memory_budget_are_answered_at_capacity() {
     stage.is_well().await;
 }
 
-/// A thousand clients that send a byte and wait: the honest ones get in all the same.
+/// Hundreds of clients that send a byte and wait, more than may be unauthenticated at once: the honest ones get in all the
+/// same.
 #[tokio::test]
-async fn a_thousand_clients_of_one_byte_keep_nobody_out() {
+async fn clients_of_one_byte_keep_nobody_out() {
     let stage = Stage::with(|config| config.max_handshakes = 64).await;
     let mut crowd = Vec::new();
-    for _ in 0..1_000 {
+    for _ in 0..500 {
         let mut raw = Raw::dial(&stage).await;
         raw.bytes(b"T").await;
         crowd.push(raw);

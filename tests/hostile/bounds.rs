@@ -220,3 +220,45 @@ async fn a_deadline_that_passes_while_a_send_is_stuck_keeps_nobody_busy() {
     // It is woken by the 40 bytes and by the timer, some rounds each.
     assert!(looked < 1_000, "the driver looked {looked} times in 400 ms, {:?} after the call", began.elapsed());
 }
+
+/// A conduit whose reader panics, as a bug in it would make it do.
+struct Buggy;
+
+struct BuggyReader;
+
+impl Conduit for Buggy {
+    type Reader = BuggyReader;
+    type Writer = StuckWriter;
+
+    fn lanes(&self) -> Lanes {
+        Lanes::One
+    }
+
+    fn peer(&self) -> PeerInfo {
+        PeerInfo::new("test", "buggy")
+    }
+
+    fn split(self) -> (BuggyReader, StuckWriter) {
+        (BuggyReader, StuckWriter { flushes: Arc::default(), buffered: 0 })
+    }
+}
+
+impl FrameReader for BuggyReader {
+    fn poll_recv(&mut self, _: &mut Context<'_>, _: &mut Vec<(Lane, Bytes)>) -> Poll<Result<Received, ConduitError>> {
+        panic!("a bug");
+    }
+
+    fn poll_discard(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn set_max_frame(&mut self, _: usize) {}
+}
+
+/// Lesson 9: liveness follows the session's task, panics included.
+#[tokio::test]
+async fn a_session_whose_task_panics_has_ended_for_everybody() {
+    let waits = tokio::time::timeout(Duration::from_secs(30), Session::connect(Buggy, SessionConfig::default()));
+    let failed = waits.await.expect("nobody waits for ever").expect_err("a panic opens no session");
+    assert!(matches!(failed.end, SessionEnd::ConduitLost(_)), "{failed}");
+}

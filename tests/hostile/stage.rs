@@ -46,7 +46,10 @@ impl Service for Kit {
                     Err(error) => Reply::invalid_payload(&error),
                 }
             }),
-            NEVER => Box::pin(std::future::pending()),
+            NEVER => Box::pin(async move {
+                let _held = call;
+                std::future::pending().await
+            }),
             COUNT => Box::pin(async move {
                 let (mut tx, numbers) = stream::<u64>();
                 tokio::spawn(async move {
@@ -157,6 +160,7 @@ pub(crate) async fn breaks_unshaken(code: u32, text: &str, how: impl AsyncFnOnce
     raw.bytes(&PREFACE).await;
     within(how(&mut raw)).await;
     stage.is_well().await;
+    raw.read_preface().await;
     raw.is_told(code, text).await;
     stage.is_well().await;
 }
