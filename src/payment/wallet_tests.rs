@@ -2,11 +2,12 @@
 //! connects to the ledger by URL.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus};
+use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus, ResumeRefusal};
 
 use super::hostile_tests::{PAYEE, PAYER, Raw, Shop, World, key, method, price_of, read, units, world};
 use super::{PayeeConfig, Wallet, WalletConfig, WalletError, WalletPhase};
@@ -244,4 +245,78 @@ async fn a_payer_that_takes_no_full_answer_is_refused() {
         Ok(_) => panic!("what it is too small for would be free"),
     }
     assert!(Raw::open(world, &market.session, &deposit, 2, 0).await.is_ok());
+}
+
+/// What a payee has not been paid is capped: with an escrow that does not answer it stops, and with one that does it goes
+/// on, paid as it goes.
+#[tokio::test]
+async fn what_is_unclaimed_is_settled_in_passing_and_capped_while_the_escrow_is_away() {
+    let cap = 2_000;
+    let market = market(|config| {
+        (config.lease, config.in_flight_cap) = (units(1_100), units(8_000));
+        (config.settle_above, config.exposure_cap) = (units(1_000), units(cap));
+        config.settle_retry = Duration::from_millis(20);
+    })
+    .await;
+    let deaf = &market.world.faulty.deaf;
+    deaf.store(u32::MAX, Ordering::Relaxed);
+    let paid = wallet(100_000, 1_300).open(&market.session, "shop").await.unwrap();
+    let id = paid.channel_id();
+    let connection = paid.connection().clone();
+    let calls = tokio::spawn(async move {
+        for _ in 0..60 {
+            connection.call::<_, ()>(method("slow"), &0u64).await.unwrap();
+        }
+    });
+    // 60 calls of 100 are wanted; no more is delivered than may be unclaimed, with the lease that was under way.
+    while paid.stats().received < units(cap - 400) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!calls.is_finished());
+    assert!(paid.stats().received <= units(cap + 1_100), "{:?}", paid.stats());
+    assert_eq!(paid.failure(), None);
+    deaf.store(0, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(30), calls).await.unwrap().unwrap();
+    let settled = market.world.faulty.ledger.read(|ledger| ledger.channel(id).unwrap().settled);
+    assert!(settled > units(cap) && settled <= units(6_000), "{settled}");
+    assert_eq!(paid.close().await.unwrap().receipt.settled, units(6_000));
+}
+
+/// A payee that breaks off for a living: what it takes by that is bounded by the loss budget, and then it is left.
+#[tokio::test]
+async fn a_payee_that_breaks_off_again_and_again_gets_no_more_than_the_loss_budget() {
+    let market = market(|config| {
+        (config.lease, config.in_flight_cap) = (units(1_100), units(8_000));
+        config.abandon_after = Duration::from_secs(600);
+    })
+    .await;
+    let mut config = config(1_000_000, 1_300);
+    config.loss_budget = Some(units(1_000));
+    let wallet = Wallet::new(config.clone());
+    let mut rounds = 0;
+    let (lost, limit) = loop {
+        let paid = match wallet.open(&market.session, "shop").await {
+            Ok(paid) => paid,
+            Err(WalletError::Resume(ResumeRefusal::LossBudget { lost, limit })) => break (lost, limit),
+            Err(other) => panic!("{other}"),
+        };
+        let id = paid.channel_id();
+        paid.connection().call::<_, ()>(method("slow"), &0u64).await.unwrap();
+        paid.keep().await.unwrap();
+        rounds += 1;
+        assert!(rounds < 100, "it is never left");
+        // It claims to have delivered 300 more, which were signed for and never came.
+        market.world.claim(id, 300).await;
+    };
+    assert!(rounds >= 3 && lost > limit && limit <= units(1_000), "{rounds} rounds, {lost} of {limit}");
+    let channels = wallet.channels().await.unwrap();
+    assert!(channels.iter().all(|channel| channel.phase == WalletPhase::Withdrawing), "{channels:?}");
+    let booked = channels.iter().map(|channel| channel.book.lost_in_flight.units()).sum::<u128>();
+    assert!(booked <= 1_000, "{booked}");
+    // Nor is another channel opened with it.
+    match wallet.open(&market.session, "shop").await {
+        Err(WalletError::Resume(ResumeRefusal::LossBudget { .. })) => {}
+        other => panic!("{other:?}"),
+    }
 }
