@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::Sleep;
-use tollway_protocol::error::Violation;
+use tollway_protocol::error::{Reason, SessionEnd, Violation, code};
 use tollway_protocol::frame::Lane;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::session::{Event, Machine, Role, WriteWatch};
@@ -77,6 +77,8 @@ struct Outgoing<W> {
     corked: bool,
     /// The outbox was seen empty, and whoever puts something into it wakes the driver.
     drained: bool,
+    /// Lanes that take frames again.
+    unblocked: Vec<Lane>,
     /// Whether frames should be read.
     wants_frames: bool,
     /// When the machine must be told the time.
@@ -135,17 +137,30 @@ impl<W: FrameWriter> Outgoing<W> {
         mut settle: impl FnMut(&mut State, &mut Work),
     ) {
         self.drained = false;
+        for lane in self.unblocked.drain(..) {
+            state.machine.release_lane(lane);
+        }
         let machine = &state.machine;
         let cork = !self.corked && self.writer.buffered() == 0 && machine.call_count() > 1;
         self.corked = cork && machine.has_only_small_bodies(CORK_BELOW);
-        while !self.corked && !self.drained && self.writer.buffered() < WRITE_AHEAD {
+        while !self.corked && !self.drained && self.writer.ahead() < WRITE_AHEAD {
             let State { machine, streams, relays, .. } = state;
             let mut lent = LentStreams { relays, streams, after: &mut work.after };
             match machine.poll_transmit(now, &mut lent) {
-                Some(frame) => self.writer.start_send(frame),
+                Some(frame) => {
+                    let lane = frame.lane;
+                    self.writer.start_send(frame);
+                    // It waits in the session, where it delays no other lane.
+                    if self.writer.is_blocked(lane) {
+                        machine.hold_lane(lane);
+                    }
+                }
                 None if machine.has_events() => settle(state, work),
                 None => self.drained = true,
             }
+        }
+        while let Some(lane) = state.machine.poll_ended_lane() {
+            self.writer.end_lane(lane);
         }
         // Asked also while the conduit takes nothing: a peer that does not read must not be read without end, nor a
         // deadline that has passed be looked at for ever.
@@ -171,7 +186,15 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             Role::Responder => Some(serving.max_frame),
         };
         writer.set_max_frame(usize::try_from(u32::MAX).unwrap_or(usize::MAX));
-        let outgoing = Outgoing { writer, corked: false, drained: false, wants_frames: true, deadline: None, watch };
+        let outgoing = Outgoing {
+            writer,
+            corked: false,
+            drained: false,
+            unblocked: Vec::new(),
+            wants_frames: true,
+            deadline: None,
+            watch,
+        };
         Driver {
             shared,
             serving,
@@ -321,6 +344,10 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             self.stage = Stage::Done;
             return Err(());
         }
+        while let Some(lane) = self.outgoing.writer.next_unblocked() {
+            self.outgoing.unblocked.push(lane);
+            self.outgoing.drained = false;
+        }
         let Outgoing { writer, watch, .. } = &mut self.outgoing;
         match writer.buffered() {
             0 => watch.clear(),
@@ -382,6 +409,9 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
                     }
                     drop(state);
                     after.settle();
+                    if let Some(end) = self.shared.end() {
+                        self.outgoing.writer.start_close(&last_word(end));
+                    }
                 }
                 Stage::Closing { written, until } => {
                     if until.as_mut().poll(cx).is_ready() {
@@ -430,6 +460,16 @@ impl Answered {
     }
 }
 
+/// What the peer is told of this end by a conduit that can tell it by itself. `[conduit.quic.close]`
+fn last_word(end: &SessionEnd) -> Reason {
+    match end {
+        SessionEnd::ClosedByUs(reason) | SessionEnd::RefusedByUs(reason) => reason.clone(),
+        SessionEnd::PeerViolation(violation) => Reason::new(violation.code(), violation.to_string()),
+        SessionEnd::HandshakeTimeout | SessionEnd::PeerSilent => Reason::new(code::TIMEOUT, end.to_string()),
+        _ => Reason::none(),
+    }
+}
+
 /// The rule of the protocol that a reader found broken. `[session.frame.length]`
 fn broken_rule(error: &ConduitError) -> Option<Violation> {
     match error {
@@ -468,7 +508,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Future for Driver<R, W> {
             }
             let timed = this.poll_time(cx);
             // What the outbox still holds waits for the conduit, unless that has just taken all it had.
-            let stuck = this.outgoing.drained || this.outgoing.writer.buffered() >= WRITE_AHEAD;
+            let stuck = this.outgoing.drained || this.outgoing.writer.ahead() >= WRITE_AHEAD;
             if !read && !timed && stuck && this.shared.end().is_none() {
                 return Poll::Pending;
             }

@@ -37,6 +37,7 @@ suite! {
     tcp = crate::support::Tcp;
     #[cfg(unix)] unix = crate::support::Unix;
     #[cfg(feature = "tls")] tls = crate::support::Tls;
+    #[cfg(feature = "quic")] quic = crate::support::Quic;
     memory = crate::support::Memory;
     reordering = crate::support::Reordering;
     one_byte_at_a_time = crate::support::Trickle;

@@ -11,7 +11,7 @@ use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsError, certificat
 use tollway::{ConnectError, Server, Session, SessionConfig, connect_with};
 
 /// The conduits with TLS.
-const SCHEMES: [&str; 1] = ["tls"];
+const SCHEMES: [&str; 2] = ["tls", "quic"];
 
 /// A CA of a test's own.
 struct Ca(CertifiedIssuer<'static, KeyPair>);

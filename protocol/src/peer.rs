@@ -160,6 +160,8 @@ impl Peer {
     /// The next frame to write.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
         self.pump();
+        // Lanes are only numbers here: nothing has to be done at their ends.
+        while self.machine.poll_ended_lane().is_some() {}
         self.machine.poll_transmit(now, &mut self.senders)
     }
 

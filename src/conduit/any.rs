@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tollway_protocol::error::Reason;
 
 use super::endpoint::{Endpoint, Scheme};
 use super::listen::Listener;
+#[cfg(feature = "quic")]
+use super::quic::{QuicConduit, QuicListener};
 use super::tcp::{TcpConduit, TcpListener};
 #[cfg(feature = "tls")]
 use super::tls::{ClientTls, ServerTls, TlsConduit, TlsConduitError, TlsError, TlsFailure, TlsListener};
@@ -77,6 +80,8 @@ macro_rules! of_each {
             Self::Unix($inner) => $do,
             #[cfg(feature = "tls")]
             Self::Tls($inner) => $do,
+            #[cfg(feature = "quic")]
+            Self::Quic($inner) => $do,
         }
     };
 }
@@ -93,6 +98,9 @@ pub enum AnyConduit {
     /// `tls://`
     #[cfg(feature = "tls")]
     Tls(TlsConduit),
+    /// `quic://`
+    #[cfg(feature = "quic")]
+    Quic(Box<QuicConduit>),
 }
 
 /// Connects to a URL. A path in it is not looked at, but for WebSocket's request.
@@ -115,6 +123,8 @@ pub async fn connect(endpoint: &Endpoint, options: &ConnectOptions) -> Result<An
         Scheme::Unix => AnyConduit::Unix(UnixConduit::connect(endpoint.socket().unwrap_or("".as_ref())).await?),
         #[cfg(feature = "tls")]
         Scheme::Tls => AnyConduit::Tls(TlsConduit::connect(endpoint, &options.tls).await?),
+        #[cfg(feature = "quic")]
+        Scheme::Quic => AnyConduit::Quic(Box::new(QuicConduit::connect(endpoint, &options.tls).await?)),
         // No endpoint with a scheme that is not built can be parsed.
         #[allow(unreachable_patterns, reason = "which kinds there are depends on the build")]
         _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
@@ -138,6 +148,8 @@ impl AnyConduit {
     pub(crate) fn tls_failure(&self) -> Option<TlsFailure> {
         match self {
             Self::Tls(conduit) => Some(conduit.failure()),
+            #[cfg(feature = "quic")]
+            Self::Quic(conduit) => Some(conduit.failure()),
             _ => None,
         }
     }
@@ -171,6 +183,11 @@ impl Conduit for AnyConduit {
                 let (reader, writer) = conduit.split();
                 (AnyReader::Tls(reader), AnyWriter::Tls(writer))
             }
+            #[cfg(feature = "quic")]
+            Self::Quic(conduit) => {
+                let (reader, writer) = conduit.split();
+                (AnyReader::Quic(Box::new(reader)), AnyWriter::Quic(Box::new(writer)))
+            }
         }
     }
 }
@@ -187,6 +204,9 @@ pub enum AnyReader {
     /// `tls://`
     #[cfg(feature = "tls")]
     Tls(<TlsConduit as Conduit>::Reader),
+    /// `quic://`
+    #[cfg(feature = "quic")]
+    Quic(Box<<QuicConduit as Conduit>::Reader>),
 }
 
 impl FrameReader for AnyReader {
@@ -219,6 +239,9 @@ pub enum AnyWriter {
     /// `tls://`
     #[cfg(feature = "tls")]
     Tls(<TlsConduit as Conduit>::Writer),
+    /// `quic://`
+    #[cfg(feature = "quic")]
+    Quic(Box<<QuicConduit as Conduit>::Writer>),
 }
 
 impl FrameWriter for AnyWriter {
@@ -228,6 +251,26 @@ impl FrameWriter for AnyWriter {
 
     fn buffered(&self) -> usize {
         of_each!(self, writer => writer.buffered())
+    }
+
+    fn ahead(&self) -> usize {
+        of_each!(self, writer => writer.ahead())
+    }
+
+    fn is_blocked(&self, lane: Lane) -> bool {
+        of_each!(self, writer => writer.is_blocked(lane))
+    }
+
+    fn next_unblocked(&mut self) -> Option<Lane> {
+        of_each!(self, writer => writer.next_unblocked())
+    }
+
+    fn end_lane(&mut self, lane: Lane) {
+        of_each!(self, writer => writer.end_lane(lane));
+    }
+
+    fn start_close(&mut self, reason: &Reason) {
+        of_each!(self, writer => writer.start_close(reason));
     }
 
     fn written(&self) -> u64 {
@@ -265,6 +308,8 @@ enum One {
     Unix(UnixListener),
     #[cfg(feature = "tls")]
     Tls(TlsListener),
+    #[cfg(feature = "quic")]
+    Quic(QuicListener),
 }
 
 impl fmt::Debug for AnyListener {
@@ -304,6 +349,13 @@ impl AnyListener {
                 let listener = TlsListener::bind(endpoint.address(), tls).await?;
                 let place = place.with_address(listener.local_addr()?);
                 (place.with_pin(tls.pin()), One::Tls(listener))
+            }
+            #[cfg(feature = "quic")]
+            Scheme::Quic => {
+                let tls = options.shown(endpoint)?;
+                let listener = QuicListener::bind(endpoint.address(), tls).await?;
+                let place = place.with_address(listener.local_addr()?);
+                (place.with_pin(tls.pin()), One::Quic(listener))
             }
             // No endpoint with a scheme that is not built can be parsed.
             #[allow(unreachable_patterns, reason = "which kinds there are depends on the build")]
@@ -345,6 +397,11 @@ impl One {
             Self::Tls(listener) => {
                 let pending = listener.next().await?;
                 Box::pin(async { pending.await.map(AnyConduit::Tls) })
+            }
+            #[cfg(feature = "quic")]
+            Self::Quic(listener) => {
+                let pending = listener.next().await?;
+                Box::pin(async { pending.await.map(|conduit| AnyConduit::Quic(Box::new(conduit))) })
             }
         })
     }

@@ -23,6 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tollway_protocol::error::Reason;
 use tollway_protocol::frame::FrameError;
 
 pub use tollway_protocol::frame::{HANDSHAKE_MAX_FRAME, Lane, Stranger, Transmit};
@@ -32,6 +33,8 @@ pub mod endpoint;
 pub mod framed;
 pub mod listen;
 pub mod memory;
+#[cfg(feature = "quic")]
+pub mod quic;
 pub mod tcp;
 #[cfg(feature = "tls")]
 pub mod tls;
@@ -222,6 +225,34 @@ pub trait FrameWriter: Send + 'static {
 
     /// Bytes accepted and not yet written, with all framing.
     fn buffered(&self) -> usize;
+
+    /// Bytes that count against how far ahead of the conduit a driver may be: those of [`buffered`](Self::buffered)
+    /// without what lies in blocked lanes.
+    fn ahead(&self) -> usize {
+        self.buffered()
+    }
+
+    /// Whether a lane takes nothing for now while others may: frames for it wait in this writer and should rather wait
+    /// in the session. With one lane, [`buffered`](Self::buffered) says it all.
+    fn is_blocked(&self, lane: Lane) -> bool {
+        let _ = lane;
+        false
+    }
+
+    /// A lane that was blocked and is not any more; each is told once.
+    fn next_unblocked(&mut self) -> Option<Lane> {
+        None
+    }
+
+    /// Says that no frame will follow on this lane. What was sent before still arrives.
+    fn end_lane(&mut self, lane: Lane) {
+        let _ = lane;
+    }
+
+    /// What the peer is to be told when the conduit closes, where the conduit itself can tell it.
+    fn start_close(&mut self, reason: &Reason) {
+        let _ = reason;
+    }
 
     /// Bytes written so far, with all framing. It never falls. A value that stands still while
     /// [`buffered`](Self::buffered) is above zero means a peer that does not read.

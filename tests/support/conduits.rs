@@ -13,6 +13,8 @@ use tollway::conduit::endpoint::Endpoint;
 use tollway::conduit::framed::Framed;
 use tollway::conduit::listen::Listener;
 use tollway::conduit::memory::{self, MemoryConduit, ReorderingConduit};
+#[cfg(feature = "quic")]
+use tollway::conduit::quic::{QuicConduit, QuicListener};
 use tollway::conduit::tcp::{TcpConduit, TcpListener};
 #[cfg(feature = "tls")]
 use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsConduit, TlsListener};
@@ -77,6 +79,24 @@ impl Pairs for Tls {
         let endpoint: Endpoint = format!("tls://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
         let (accepted, dialed) = tokio::join!(accepted(&listener), TlsConduit::connect(&endpoint, &client));
+        (dialed.unwrap(), accepted)
+    }
+}
+
+#[cfg(feature = "quic")]
+pub(crate) struct Quic;
+
+#[cfg(feature = "quic")]
+impl Pairs for Quic {
+    type Conduit = QuicConduit;
+    const BULK: usize = 12 << 20;
+
+    async fn pair(_: usize) -> (QuicConduit, QuicConduit) {
+        let server = ServerTls::new(Identity::self_signed(&["localhost"]).unwrap());
+        let listener = QuicListener::bind("127.0.0.1:0", &server).await.unwrap();
+        let endpoint: Endpoint = format!("quic://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
+        let (accepted, dialed) = tokio::join!(accepted(&listener), QuicConduit::connect(&endpoint, &client));
         (dialed.unwrap(), accepted)
     }
 }

@@ -73,6 +73,8 @@ pub(super) struct Connection {
     pub(super) relayed: bool,
     /// A relayed one is scheduled.
     pub(super) relay_ready: bool,
+    /// The lane takes no data for now, so the ring does without this connection.
+    pub(super) held: bool,
     /// Frames that came for calls and streams after their end.
     pub(super) late: u64,
 }
@@ -177,6 +179,7 @@ impl Connection {
             in_ring: false,
             relayed: false,
             relay_ready: false,
+            held: false,
             late: 0,
         }
     }

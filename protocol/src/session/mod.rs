@@ -20,6 +20,7 @@ mod event;
 mod exhaustion_tests;
 mod grants;
 mod handshake;
+mod lanes;
 mod money;
 mod outbox;
 mod progress;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::CallKey;
-use crate::frame::Transmit;
+use crate::frame::{Lane, Transmit};
 use crate::id::ConnectionId;
 use crate::message::Status;
 use crate::metadata::Metadata;
@@ -53,6 +53,8 @@ pub(super) struct Outbox {
     pub(super) pong: Option<u64>,
     /// Connections with data, each once.
     pub(super) ring: VecDeque<ConnectionId>,
+    /// Lanes on which nothing follows what was given out. Whoever writes takes them with each look.
+    pub(super) ended: VecDeque<Lane>,
     /// How often the ring was empty when data came.
     pub(super) round: u64,
 }

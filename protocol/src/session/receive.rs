@@ -265,6 +265,7 @@ impl Machine {
             Some((State::Opening, _)) => {
                 reject.metadata.check()?;
                 self.remove_connection(id);
+                self.note_rejected(lane);
                 self.events.push_back(Event::ConnectionRejected {
                     connection: id,
                     reason: reject.reason.into(),

@@ -120,6 +120,7 @@ impl Machine {
 
     pub(super) fn enter_ring(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.held
             && !core::mem::replace(&mut connection.in_ring, true)
         {
             // When nobody waits, nobody owes anybody a turn.

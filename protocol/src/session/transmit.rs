@@ -56,6 +56,7 @@ impl Machine {
     /// one connection has ready.
     pub fn poll_transmit(&mut self, now: Time, streams: &mut impl StreamSource) -> Option<Transmit> {
         if let Some(control) = self.outbox.pop_control() {
+            self.note_last(&control);
             return Some(control);
         }
         if self.end().is_some() {
@@ -131,6 +132,11 @@ impl Machine {
             self.outbox.ring.pop_front();
             return None;
         };
+        if connection.held {
+            connection.in_ring = false;
+            self.outbox.ring.pop_front();
+            return None;
+        }
         if connection.deficit <= 0 {
             connection.deficit = connection.deficit.saturating_add(QUANTUM);
             self.outbox.ring.rotate_left(1);

@@ -16,8 +16,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 
-use super::TlsError;
 use super::verify::{CaVerifier, PinVerifier};
+use super::{TlsError, TlsFailure};
 use crate::conduit::endpoint::Fingerprint;
 
 /// The protocol's name inside TLS. `[conduit.tls.alpn]`
@@ -184,8 +184,14 @@ impl ClientTls {
         self
     }
 
-    /// As rustls has it, for a peer with this pin or one that a CA vouches for.
-    pub(crate) fn config(&self, pin: Option<Fingerprint>, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    /// As rustls has it, for a peer with this pin or one that a CA vouches for. What is wrong with its certificate is left
+    /// in `failure`.
+    pub(crate) fn config(
+        &self,
+        pin: Option<Fingerprint>,
+        alpn: &[u8],
+        failure: TlsFailure,
+    ) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let algorithms = provider.signature_verification_algorithms;
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -193,7 +199,7 @@ impl ClientTls {
             .map_err(|error| TlsError::Config(error.to_string()))?
             .dangerous();
         let builder = match pin {
-            Some(pin) => builder.with_custom_certificate_verifier(Arc::new(PinVerifier { pin, algorithms })),
+            Some(pin) => builder.with_custom_certificate_verifier(Arc::new(PinVerifier { pin, failure, algorithms })),
             None => {
                 let roots = match &self.roots {
                     Some(roots) => root_store(roots)?,
@@ -202,7 +208,7 @@ impl ClientTls {
                 let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
                     .build()
                     .map_err(|error| TlsError::Config(error.to_string()))?;
-                builder.with_custom_certificate_verifier(Arc::new(CaVerifier { inner }))
+                builder.with_custom_certificate_verifier(Arc::new(CaVerifier { inner, failure }))
             }
         };
         let mut config = match &self.identity {

@@ -20,6 +20,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub use self::config::{ALPN, ClientTls, Identity, ServerTls, certificates, fingerprint};
 pub use self::error::TlsError;
 pub use self::stream::TlsIo;
+#[cfg(feature = "quic")]
+pub(crate) use self::{config::EXPORTER_LABEL, stream::identity};
 pub use rustls::pki_types::CertificateDer;
 
 use super::endpoint::Endpoint;
@@ -93,7 +95,7 @@ pub(super) async fn dial(
     alpn: &[u8],
     kind: &'static str,
 ) -> Result<(TlsIo, PeerInfo), TlsConduitError> {
-    let config = Arc::new(tls.config(endpoint.pin(), alpn)?);
+    let config = Arc::new(tls.config(endpoint.pin(), alpn, TlsFailure::default())?);
     let name = server_name(endpoint)?;
     let stream = TcpStream::connect(endpoint.address()).await?;
     set_options(&stream)?;

@@ -8,8 +8,8 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 
-use super::TlsError;
 use super::config::fingerprint;
+use super::{TlsError, TlsFailure};
 use crate::conduit::endpoint::Fingerprint;
 
 /// Accepts the certificate with this fingerprint and no other. That the peer has its key is proved by the handshake's
@@ -17,6 +17,7 @@ use crate::conduit::endpoint::Fingerprint;
 #[derive(Debug)]
 pub(super) struct PinVerifier {
     pub(super) pin: Fingerprint,
+    pub(super) failure: TlsFailure,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -32,7 +33,12 @@ impl ServerCertVerifier for PinVerifier {
         let found = fingerprint(end_entity);
         match found == self.pin {
             true => Ok(ServerCertVerified::assertion()),
-            false => Err(refusal(TlsError::WrongPin { expected: self.pin, found })),
+            false => {
+                let error = TlsError::WrongPin { expected: self.pin, found };
+                // The first failure is the one to tell.
+                let _ = self.failure.set(error.clone());
+                Err(refusal(error))
+            }
         }
     }
 
@@ -63,6 +69,7 @@ impl ServerCertVerifier for PinVerifier {
 #[derive(Debug)]
 pub(super) struct CaVerifier {
     pub(super) inner: Arc<WebPkiServerVerifier>,
+    pub(super) failure: TlsFailure,
 }
 
 impl ServerCertVerifier for CaVerifier {
@@ -75,19 +82,11 @@ impl ServerCertVerifier for CaVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        verified.map_err(|error| match &error {
-            // A bad signature is what a CA of the same name with another key leads to.
-            Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-                unknown_issuer(end_entity)
-            }
-            // How webpki says that a self-signed certificate with the rights of a CA is used by a listener.
-            Error::InvalidCertificate(CertificateError::Other(inner)) if is_ca_as_end_entity(inner) => {
-                unknown_issuer(end_entity)
-            }
-            Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            ) => refusal(TlsError::WrongHost { host: server_name.to_str().into_owned() }),
-            _ => error,
+        verified.map_err(|error| {
+            let error = told(error, end_entity, server_name);
+            // The first failure is the one to tell.
+            let _ = self.failure.set(TlsError::of(&error));
+            error
         })
     }
 
@@ -111,6 +110,24 @@ impl ServerCertVerifier for CaVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+/// What is wrong, in words that help.
+fn told(error: Error, end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Error {
+    match &error {
+        // A bad signature is what a CA of the same name with another key leads to.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            unknown_issuer(end_entity)
+        }
+        // How webpki says that a self-signed certificate with the rights of a CA is used by a listener.
+        Error::InvalidCertificate(CertificateError::Other(inner)) if is_ca_as_end_entity(inner) => {
+            unknown_issuer(end_entity)
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => refusal(TlsError::WrongHost { host: server_name.to_str().into_owned() }),
+        _ => error,
     }
 }
 
