@@ -38,6 +38,7 @@ suite! {
     #[cfg(unix)] unix = crate::support::Unix;
     #[cfg(feature = "tls")] tls = crate::support::Tls;
     #[cfg(feature = "quic")] quic = crate::support::Quic;
+    #[cfg(feature = "ws")] ws = crate::support::Ws;
     memory = crate::support::Memory;
     reordering = crate::support::Reordering;
     one_byte_at_a_time = crate::support::Trickle;

@@ -11,7 +11,7 @@ use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsError, certificat
 use tollway::{ConnectError, Server, Session, SessionConfig, connect_with};
 
 /// The conduits with TLS.
-const SCHEMES: [&str; 2] = ["tls", "quic"];
+const SCHEMES: [&str; 3] = ["tls", "quic", "wss"];
 
 /// A CA of a test's own.
 struct Ca(CertifiedIssuer<'static, KeyPair>);
@@ -214,6 +214,30 @@ async fn tls_and_plain_tcp_find_out_about_each_other() {
     let endpoint: Endpoint = format!("tls://127.0.0.1:{port}").parse().unwrap();
     let result = connect(&endpoint.with_pin(Some(Fingerprint([1; 32]))), ClientTls::default()).await;
     assert_eq!(told(result, "such as tcp://"), TlsError::NotTls);
+}
+
+/// `[conduit.ws.subprotocol]`
+#[tokio::test]
+async fn a_websocket_of_another_kind_is_refused_in_words() {
+    let listener = AnyListener::bind(&"ws://127.0.0.1:0".parse().unwrap(), &ListenOptions::default()).await.unwrap();
+    let endpoint = listener.endpoints().next().unwrap().clone();
+    let server = Server::with_listener(listener, endpoint.clone(), SessionConfig::default());
+    tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
+    let stream = tokio::net::TcpStream::connect(endpoint.address()).await.unwrap();
+    let refused = tokio_tungstenite::client_async(endpoint.to_string(), stream).await.unwrap_err();
+    let tokio_tungstenite::tungstenite::Error::Http(response) = refused else { panic!("{refused}") };
+    let text = String::from_utf8(response.into_body().unwrap()).unwrap();
+    assert!(text.contains("tollway.1"), "{text}");
+
+    // One that speaks WebSocket and knows nothing of us.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint: Endpoint = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let _other = tokio_tungstenite::accept_async(stream).await;
+    });
+    let error = connect(&endpoint, ClientTls::default()).await.unwrap_err().to_string();
+    assert!(error.contains("does not speak Tollway over WebSocket"), "{error}");
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ use super::tcp::{TcpConduit, TcpListener};
 use super::tls::{ClientTls, ServerTls, TlsConduit, TlsConduitError, TlsError, TlsFailure, TlsListener};
 #[cfg(unix)]
 use super::unix::{UnixConduit, UnixListener};
+#[cfg(feature = "ws")]
+use super::ws::{WsConduit, WsListener};
 use super::{Conduit, ConduitError, FrameReader, FrameWriter, Lane, Lanes, PeerInfo, Received, Stranger, Transmit};
 use crate::future::BoxFuture;
 
@@ -82,6 +84,8 @@ macro_rules! of_each {
             Self::Tls($inner) => $do,
             #[cfg(feature = "quic")]
             Self::Quic($inner) => $do,
+            #[cfg(feature = "ws")]
+            Self::Ws($inner) => $do,
         }
     };
 }
@@ -101,6 +105,9 @@ pub enum AnyConduit {
     /// `quic://`
     #[cfg(feature = "quic")]
     Quic(Box<QuicConduit>),
+    /// `ws://` and `wss://`
+    #[cfg(feature = "ws")]
+    Ws(WsConduit),
 }
 
 /// Connects to a URL. A path in it is not looked at, but for WebSocket's request.
@@ -125,6 +132,10 @@ pub async fn connect(endpoint: &Endpoint, options: &ConnectOptions) -> Result<An
         Scheme::Tls => AnyConduit::Tls(TlsConduit::connect(endpoint, &options.tls).await?),
         #[cfg(feature = "quic")]
         Scheme::Quic => AnyConduit::Quic(Box::new(QuicConduit::connect(endpoint, &options.tls).await?)),
+        #[cfg(feature = "ws")]
+        Scheme::Ws => AnyConduit::Ws(WsConduit::connect(endpoint).await?),
+        #[cfg(all(feature = "ws", feature = "tls"))]
+        Scheme::Wss => AnyConduit::Ws(WsConduit::connect_tls(endpoint, &options.tls).await?),
         // No endpoint with a scheme that is not built can be parsed.
         #[allow(unreachable_patterns, reason = "which kinds there are depends on the build")]
         _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
@@ -188,6 +199,11 @@ impl Conduit for AnyConduit {
                 let (reader, writer) = conduit.split();
                 (AnyReader::Quic(Box::new(reader)), AnyWriter::Quic(Box::new(writer)))
             }
+            #[cfg(feature = "ws")]
+            Self::Ws(conduit) => {
+                let (reader, writer) = conduit.split();
+                (AnyReader::Ws(reader), AnyWriter::Ws(writer))
+            }
         }
     }
 }
@@ -207,6 +223,9 @@ pub enum AnyReader {
     /// `quic://`
     #[cfg(feature = "quic")]
     Quic(Box<<QuicConduit as Conduit>::Reader>),
+    /// `ws://` and `wss://`
+    #[cfg(feature = "ws")]
+    Ws(<WsConduit as Conduit>::Reader),
 }
 
 impl FrameReader for AnyReader {
@@ -242,6 +261,9 @@ pub enum AnyWriter {
     /// `quic://`
     #[cfg(feature = "quic")]
     Quic(Box<<QuicConduit as Conduit>::Writer>),
+    /// `ws://` and `wss://`
+    #[cfg(feature = "ws")]
+    Ws(<WsConduit as Conduit>::Writer),
 }
 
 impl FrameWriter for AnyWriter {
@@ -310,6 +332,8 @@ enum One {
     Tls(TlsListener),
     #[cfg(feature = "quic")]
     Quic(QuicListener),
+    #[cfg(feature = "ws")]
+    Ws(WsListener),
 }
 
 impl fmt::Debug for AnyListener {
@@ -357,6 +381,18 @@ impl AnyListener {
                 let place = place.with_address(listener.local_addr()?);
                 (place.with_pin(tls.pin()), One::Quic(listener))
             }
+            #[cfg(feature = "ws")]
+            Scheme::Ws => {
+                let listener = WsListener::bind(endpoint.address()).await?;
+                (place.with_address(listener.local_addr()?), One::Ws(listener))
+            }
+            #[cfg(all(feature = "ws", feature = "tls"))]
+            Scheme::Wss => {
+                let tls = options.shown(endpoint)?;
+                let listener = WsListener::bind_tls(endpoint.address(), tls).await?;
+                let place = place.with_address(listener.local_addr()?);
+                (place.with_pin(tls.pin()), One::Ws(listener))
+            }
             // No endpoint with a scheme that is not built can be parsed.
             #[allow(unreachable_patterns, reason = "which kinds there are depends on the build")]
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
@@ -402,6 +438,11 @@ impl One {
             Self::Quic(listener) => {
                 let pending = listener.next().await?;
                 Box::pin(async { pending.await.map(|conduit| AnyConduit::Quic(Box::new(conduit))) })
+            }
+            #[cfg(feature = "ws")]
+            Self::Ws(listener) => {
+                let pending = listener.next().await?;
+                Box::pin(async { pending.await.map(AnyConduit::Ws) })
             }
         })
     }

@@ -40,6 +40,8 @@ pub mod tcp;
 pub mod tls;
 #[cfg(unix)]
 pub mod unix;
+#[cfg(feature = "ws")]
+pub mod ws;
 
 #[cfg(any(feature = "tls", feature = "ws"))]
 mod halves;

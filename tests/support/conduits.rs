@@ -20,6 +20,8 @@ use tollway::conduit::tcp::{TcpConduit, TcpListener};
 use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsConduit, TlsListener};
 #[cfg(unix)]
 use tollway::conduit::unix::{UnixConduit, UnixListener};
+#[cfg(feature = "ws")]
+use tollway::conduit::ws::{WsConduit, WsListener};
 use tollway::conduit::{Conduit, ConduitError, FrameReader, FrameWriter, Lane, Lanes, PeerInfo, Received, Transmit};
 
 pub(crate) type Frames = Vec<(Lane, Bytes)>;
@@ -97,6 +99,22 @@ impl Pairs for Quic {
         let endpoint: Endpoint = format!("quic://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
         let (accepted, dialed) = tokio::join!(accepted(&listener), QuicConduit::connect(&endpoint, &client));
+        (dialed.unwrap(), accepted)
+    }
+}
+
+#[cfg(feature = "ws")]
+pub(crate) struct Ws;
+
+#[cfg(feature = "ws")]
+impl Pairs for Ws {
+    type Conduit = WsConduit;
+    const BULK: usize = 48 << 20;
+
+    async fn pair(_: usize) -> (WsConduit, WsConduit) {
+        let listener = WsListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint: Endpoint = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (accepted, dialed) = tokio::join!(accepted(&listener), WsConduit::connect(&endpoint));
         (dialed.unwrap(), accepted)
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct Arguments {
 enum Conduit {
     Tcp,
     Tls,
+    Quic,
+    Ws,
     #[cfg(unix)]
     Unix,
 }
@@ -70,6 +72,8 @@ impl Conduit {
         match self {
             Conduit::Tcp => ANY_PORT.into(),
             Conduit::Tls => "tls://127.0.0.1:0".into(),
+            Conduit::Quic => "quic://127.0.0.1:0".into(),
+            Conduit::Ws => "ws://127.0.0.1:0".into(),
             #[cfg(unix)]
             Conduit::Unix => format!("unix://{}/payee.sock", dir.display()).into(),
         }

@@ -37,7 +37,14 @@ fn one_server_serves_at_all_its_places() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a"), "the same everywhere").unwrap();
     let socket = format!("unix://{}", text(&dir.path().join("s")));
-    let mut places = vec!["tcp://127.0.0.1:0", "tls://127.0.0.1:0", "tcp://127.0.0.1:0"];
+    let mut places = vec![
+        "tcp://127.0.0.1:0",
+        "tls://127.0.0.1:0",
+        "quic://127.0.0.1:0",
+        "ws://127.0.0.1:0",
+        "wss://127.0.0.1:0",
+        "tcp://127.0.0.1:0",
+    ];
     if cfg!(unix) {
         places.push(&socket);
     }

@@ -49,6 +49,8 @@ fn every_conduit_brings_the_same_bytes_for_the_same_money() {
 /// Those that this system has beside TCP.
 const CONDUITS: &[&str] = &[
     "tls",
+    "quic",
+    "ws",
     #[cfg(unix)]
     "unix",
 ];

@@ -31,12 +31,14 @@ impl Machine {
         self.outbox.ended.pop_front()
     }
 
-    /// Close and Reject are the last frames of their senders. `[conduit.quic.end]`
-    pub(super) fn note_last(&mut self, frame: &Transmit) {
+    /// The next control frame. Close and Reject are the last frames of their senders. `[conduit.quic.end]`
+    pub(super) fn take_control(&mut self) -> Option<Transmit> {
+        let frame = self.outbox.pop_control()?;
         let is_last = matches!(frame.head.first(), Some(&Close::KIND | &Reject::KIND));
         if self.config.lanes == LaneMode::PerConnection && is_last && frame.lane != Lane::ROOT {
             self.outbox.ended.push_back(frame.lane);
         }
+        Some(frame)
     }
 
     /// Whoever is rejected has nothing to answer.

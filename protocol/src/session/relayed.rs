@@ -94,7 +94,7 @@ impl Machine {
             }
             Relayed::Close(reason) => {
                 self.close(id, reason);
-                self.outbox.pop_control()
+                self.take_control()
             }
             Relayed::Empty => {
                 if let Some(connection) = self.connections.get_mut(&id) {

@@ -55,8 +55,7 @@ impl Machine {
     /// Control goes first, then payment, then data round-robin by bytes over the connections, and by frames over what
     /// one connection has ready.
     pub fn poll_transmit(&mut self, now: Time, streams: &mut impl StreamSource) -> Option<Transmit> {
-        if let Some(control) = self.outbox.pop_control() {
-            self.note_last(&control);
+        if let Some(control) = self.take_control() {
             return Some(control);
         }
         if self.end().is_some() {

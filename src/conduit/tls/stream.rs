@@ -30,7 +30,7 @@ impl TlsIo {
         Self { stream, failure: TlsFailure::default() }
     }
 
-    pub(super) fn failure(&self) -> TlsFailure {
+    pub(in crate::conduit) fn failure(&self) -> TlsFailure {
         self.failure.clone()
     }
 
