@@ -21,7 +21,8 @@ use tollway_peers_harness::{Entry, run};
 
 fn main() -> ExitCode {
     let contenders = vec![
-        Entry::<tollway::Tollway>::sequential().in_flight().streams().opens().isolation().build(),
+        Entry::<tollway::Tollway<tollway::Tcp>>::sequential().in_flight().streams().opens().isolation().build(),
+        Entry::<tollway::Tollway<tollway::Quic>>::sequential().in_flight().streams().opens().isolation().build(),
         Entry::<floor::Floor>::sequential().streams().build(),
         Entry::<floor_pipe::FloorPipe>::sequential().in_flight().build(),
         Entry::<tarpc::Tarpc>::sequential().in_flight().build(),

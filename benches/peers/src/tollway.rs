@@ -1,9 +1,12 @@
 //! Tollway, as its users would: a service written by hand, all limits as they are by default.
 
 use std::future::pending;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tollway::conduit::any::{AnyListener, ListenOptions};
+use tollway::conduit::tls::{Identity, ServerTls};
 use tollway::rpc::{BoxReply, IncomingCall, MethodId, Reply, Rx, Service, Services, StreamError, Tx, stream};
 use tollway::{Connection, Server, Session, SessionConfig};
 use tollway_peers_harness::{Ends, Opens, Order, Peer, Result, Streams, Tally};
@@ -64,14 +67,48 @@ async fn send(order: Order, mut tx: Tx<Bytes>) -> Result<(), StreamError> {
     Ok(())
 }
 
-pub(crate) struct Tollway {
+/// What carries it.
+pub(crate) trait Carrier: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    fn listen(config: SessionConfig) -> impl Future<Output = Result<Server>> + Send;
+}
+
+/// TCP, as the others but quinn.
+pub(crate) struct Tcp;
+
+impl Carrier for Tcp {
+    const NAME: &'static str = "tollway";
+
+    async fn listen(config: SessionConfig) -> Result<Server> {
+        Ok(Server::bind(&"tcp://127.0.0.1:0".parse()?, config).await?)
+    }
+}
+
+/// QUIC, to stand beside quinn by itself.
+pub(crate) struct Quic;
+
+impl Carrier for Quic {
+    const NAME: &'static str = "tollway-quic";
+
+    async fn listen(config: SessionConfig) -> Result<Server> {
+        let mut options = ListenOptions::default();
+        options.tls = Some(ServerTls::new(Identity::self_signed(&["localhost"])?));
+        let listener = AnyListener::bind(&"quic://127.0.0.1:0".parse()?, &options).await?;
+        let endpoint = listener.endpoints().next().ok_or("it listens nowhere")?.clone();
+        Ok(Server::with_listener(listener, endpoint, config))
+    }
+}
+
+pub(crate) struct Tollway<C> {
     session: Session,
     connection: Connection,
     methods: Methods,
+    carrier: PhantomData<C>,
 }
 
-impl Peer for Tollway {
-    const NAME: &'static str = "tollway";
+impl<C: Carrier> Peer for Tollway<C> {
+    const NAME: &'static str = C::NAME;
 
     type Caller = (Connection, MethodId);
 
@@ -79,7 +116,7 @@ impl Peer for Tollway {
         let methods = Methods::new();
         let serving = SessionConfig { services: Services::new().with(Answering(methods)), ..SessionConfig::default() };
         let start = async move {
-            let server = Server::bind(&"tcp://127.0.0.1:0".parse()?, serving).await?;
+            let server = C::listen(serving).await?;
             let endpoint = server.endpoint().clone();
             tokio::spawn(server.run(pending(), Duration::ZERO));
             Ok(endpoint)
@@ -87,7 +124,7 @@ impl Peer for Tollway {
         let endpoint = ends.on_server(start).await?;
         let session = tollway::connect(&endpoint, SessionConfig::default()).await?;
         let connection = session.open(SERVICE).await?;
-        Ok(Tollway { session, connection, methods })
+        Ok(Tollway { session, connection, methods, carrier: PhantomData })
     }
 
     async fn caller(&self) -> Result<Self::Caller> {
@@ -99,7 +136,7 @@ impl Peer for Tollway {
     }
 }
 
-impl Streams for Tollway {
+impl<C: Carrier> Streams for Tollway<C> {
     type Download = (Connection, Rx<Bytes>);
 
     async fn download(&self, order: Order) -> Result<Self::Download> {
@@ -116,7 +153,7 @@ impl Streams for Tollway {
     }
 }
 
-impl Opens for Tollway {
+impl<C: Carrier> Opens for Tollway<C> {
     type Idle = Connection;
 
     async fn open(&self) -> Result<Connection> {

@@ -4,7 +4,7 @@
 //! its stream, and puts the lane's number in front; frames follow as on any stream of bytes, without a preface: the
 //! protocol name of TLS has said it. When lane 0 ends, all that was sent on others has arrived.
 //!
-//! Memory: a peer's stream may have [`LANE_WINDOW`] bytes on their way, all together as many for each lane in use, at most
+//! Memory: a peer's stream may have [`LANE_WINDOW`] bytes on their way, all together as many for each lane in use and one more, at most
 //! [`MAX_CONNECTION_WINDOW`]. That is the most that gaps in what arrives can make this side keep. Keepalive is the
 //! session's: QUIC's own idle timeout and keepalive are off, and a path that changes keeps the session.
 
@@ -52,7 +52,7 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS as u32))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(LANE_WINDOW as u32))
-        .receive_window(VarInt::from_u32(LANE_WINDOW as u32))
+        .receive_window(VarInt::from_u32(2 * LANE_WINDOW as u32))
         .send_window(MAX_CONNECTION_WINDOW)
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(None)
@@ -116,7 +116,7 @@ impl QuicConduit {
         if connection.export_keying_material(&mut exporter, tls::EXPORTER_LABEL, b"").is_ok() {
             peer = peer.with_exporter(exporter);
         }
-        let shared = Shared::new(connection);
+        let shared = Shared::new(connection, failure.clone());
         Self { peer, reader: QuicReader::new(shared.clone()), writer: QuicWriter::new(shared), failure }
     }
 

@@ -143,9 +143,9 @@ impl QuicReader {
         self.turn.push_back(key);
         // With each lane in use, up to a limit, the connection as a whole may have more on its way, so that one lane that
         // waits for a lost packet leaves the others room. [conduit.quic.windows]
-        let lanes = self.lanes.len() as u64;
-        if lanes > 1 && lanes * LANE_WINDOW <= MAX_CONNECTION_WINDOW {
-            self.shared.connection.set_receive_window(varint(lanes * LANE_WINDOW));
+        let window = (self.lanes.len() as u64 + 1) * LANE_WINDOW;
+        if window <= MAX_CONNECTION_WINDOW {
+            self.shared.connection.set_receive_window(varint(window));
         }
     }
 
@@ -286,7 +286,7 @@ impl QuicReader {
                 frames.push((Lane::ROOT, close(Lane::ROOT, reason)));
                 Poll::Ready(Ok(Received::Frames))
             }
-            ReadState::Lost(error) => Poll::Ready(Err(shared::lost(&error))),
+            ReadState::Lost(error) => Poll::Ready(Err(self.shared.lost(&error))),
             state => {
                 self.state = state;
                 Poll::Pending

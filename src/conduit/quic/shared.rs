@@ -9,12 +9,14 @@ use parking_lot::Mutex;
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
 use tollway_protocol::error::Reason;
 
+use crate::conduit::tls::TlsFailure;
 use crate::conduit::{ConduitError, Lane};
 
 /// The connection, and what passes between its halves.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) connection: quinn::Connection,
+    failure: TlsFailure,
     exchange: Mutex<Exchange>,
 }
 
@@ -30,8 +32,22 @@ struct Exchange {
 }
 
 impl Shared {
-    pub(super) fn new(connection: quinn::Connection) -> Arc<Self> {
-        Arc::new(Self { connection, exchange: Mutex::default() })
+    pub(super) fn new(connection: quinn::Connection, failure: TlsFailure) -> Arc<Self> {
+        Arc::new(Self { connection, failure, exchange: Mutex::default() })
+    }
+
+    /// What a lost connection means for a half that still has work.
+    pub(super) fn lost(&self, error: &ConnectionError) -> ConduitError {
+        ConduitError::Io(match error {
+            ConnectionError::ApplicationClosed(_) => {
+                io::Error::new(io::ErrorKind::ConnectionReset, "the peer closed the connection")
+            }
+            ConnectionError::TimedOut => io::ErrorKind::TimedOut.into(),
+            other => match super::tls_error(other) {
+                Some(error) => io::Error::new(io::ErrorKind::InvalidData, self.failure.get_or_init(|| error).clone()),
+                None => io::Error::new(io::ErrorKind::ConnectionReset, other.clone()),
+            },
+        })
     }
 
     /// Hands a stream of the peer's to the writer, which looks for it when it has something to send there.
@@ -80,18 +96,4 @@ impl Drop for Shared {
 /// A code of ours out of one of QUIC's, which may be larger.
 pub(super) fn code(wire: VarInt) -> u32 {
     u32::try_from(wire.into_inner()).unwrap_or(u32::MAX)
-}
-
-/// What a lost connection means for a half that still has work.
-pub(super) fn lost(error: &ConnectionError) -> ConduitError {
-    ConduitError::Io(match error {
-        ConnectionError::ApplicationClosed(_) => {
-            io::Error::new(io::ErrorKind::ConnectionReset, "the peer closed the connection")
-        }
-        ConnectionError::TimedOut => io::ErrorKind::TimedOut.into(),
-        other => match super::tls_error(other) {
-            Some(error) => io::Error::new(io::ErrorKind::InvalidData, error),
-            None => io::Error::new(io::ErrorKind::ConnectionReset, other.clone()),
-        },
-    })
 }

@@ -18,7 +18,7 @@ use tollway_protocol::frame::check_length;
 use tollway_protocol::message::{Header, Payment};
 
 use super::ready::{LaneWaker, ReadyLanes};
-use super::shared::{self, Shared};
+use super::shared::Shared;
 use crate::conduit::{ConduitError, FrameWriter, Lane, Transmit};
 use crate::future::BoxFuture;
 
@@ -268,7 +268,7 @@ impl QuicWriter {
     }
 
     fn lose(&mut self, error: &ConnectionError) -> ConduitError {
-        self.fail(shared::lost(error));
+        self.fail(self.shared.lost(error));
         self.failure().unwrap_or(ConduitError::Closed)
     }
 
