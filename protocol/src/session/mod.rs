@@ -320,28 +320,28 @@ impl Machine {
         self.streams.get(stream).map(|entry| entry.connection)
     }
 
-    /// Whether requests and responses of about less than `bytes` in all wait to be sent, and nothing else: then a
-    /// driver does well to let other tasks add theirs before it writes.
-    pub fn has_only_small_bodies(&self, bytes: usize) -> bool {
-        self.outbox.has_only_bodies() && {
-            let waiting = self.outbox.ring.iter().map_while(|id| self.connections.get(id)?.active.as_deref());
-            let mut sum = 0usize;
-            for active in waiting {
-                if active
-                    .ready
-                    .iter()
-                    .any(|source| matches!(source, outbox::Source::Stream(_) | outbox::Source::Relayed))
-                {
-                    return false;
-                }
-                for queue in [&active.requests, &active.responses] {
-                    // The first body stands for its neighbours: this is asked before each write.
-                    let each = queue.front().map_or(0, |body| body.payload.len().saturating_add(32));
-                    sum = sum.saturating_add(each.saturating_mul(queue.len()));
-                }
-            }
-            sum < bytes
+    /// How many requests and responses wait to be sent, if they are of about less than `bytes` in all and nothing else
+    /// waits: then a driver may do well to let other tasks add theirs before it writes.
+    pub fn small_bodies(&self, bytes: usize) -> Option<usize> {
+        if !self.outbox.has_only_bodies() {
+            return None;
         }
+        let waiting = self.outbox.ring.iter().map_while(|id| self.connections.get(id)?.active.as_deref());
+        let (mut sum, mut count) = (0usize, 0usize);
+        for active in waiting {
+            let is_stream =
+                |source: &outbox::Source| matches!(source, outbox::Source::Stream(_) | outbox::Source::Relayed);
+            if active.ready.iter().any(is_stream) {
+                return None;
+            }
+            for queue in [&active.requests, &active.responses] {
+                // The first body stands for its neighbours: this is asked before each write.
+                let each = queue.front().map_or(0, |body| body.payload.len().saturating_add(32));
+                sum = sum.saturating_add(each.saturating_mul(queue.len()));
+                count = count.saturating_add(queue.len());
+            }
+        }
+        (sum < bytes).then_some(count)
     }
 
     fn lane(&self, connection: ConnectionId) -> Lane {
