@@ -1,5 +1,5 @@
-//! quinn: QUIC over loopback UDP, which is always encrypted. A caller has a stream of its own for all its calls, since
-//! that is faster than a stream for each; items are runs of bytes on one stream.
+//! quinn: QUIC over loopback UDP, which is always encrypted. A caller has a stream of its own for all its calls, not
+//! one for each; items are runs of bytes on one stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

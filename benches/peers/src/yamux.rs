@@ -1,5 +1,5 @@
-//! yamux: streams of bytes over one TCP connection. A caller has a stream of its own for all its calls, since that is
-//! faster than a stream for each; an item is a write, and so a frame.
+//! yamux: streams of bytes over one TCP connection. A caller has a stream of its own for all its calls, not one for
+//! each; an item is a write, and so a frame.
 
 use std::future::poll_fn;
 use std::sync::Arc;
