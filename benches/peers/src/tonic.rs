@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tollway_peers_harness::{Ends, Error, Order, Peer, Result, Streams, Tally};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tollway_peers_harness::{Ends, Order, Peer, Result, Streams, Tally};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
@@ -16,8 +16,6 @@ use crate::h2::{CONNECTION_WINDOW, FRAME, STREAM_WINDOW};
 
 /// Requests that wait for the connection's task: more than are ever in flight.
 const QUEUE: usize = 1024;
-/// Items between a handler that sends them one by one and the response's stream: enough that both always have work.
-const ITEMS: usize = 1024;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Blob {
@@ -46,20 +44,15 @@ impl peer_server::Peer for Answering {
         Ok(Response::new(request.into_inner()))
     }
 
-    type ItemsStream = ReceiverStream<Result<Blob, Status>>;
+    type ItemsStream = BoxStream<'static, Result<Blob, Status>>;
 
     async fn items(&self, request: Request<Items>) -> Result<Response<Self::ItemsStream>, Status> {
         let Items { bytes, count } = request.into_inner();
         let order = Order { bytes: bytes as usize, count, apart: false };
-        let (tx, rx) = mpsc::channel(ITEMS);
-        tokio::spawn(async move {
-            let item = Blob { bytes: order.item() };
-            for _ in 0..order.count {
-                tx.send(Ok(item.clone())).await?;
-            }
-            Result::<(), Error>::Ok(())
-        });
-        Ok(Response::new(ReceiverStream::new(rx)))
+        let item = Blob { bytes: order.item() };
+        // The response asks for items one by one. A channel with a task that sends them is the other way to feed it; that
+        // costs a wake and a slot for each item, and more than halves the rate of small ones.
+        Ok(Response::new(stream::iter((0..order.count).map(move |_| Ok(item.clone()))).boxed()))
     }
 }
 
