@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::metadata::Metadata;
 
+use crate::auth::{Authenticator, Greeting, SessionPeer};
+use crate::observe::Observer;
 use crate::shared::Shared;
 
 /// The sessions that a server may have at once.
@@ -46,23 +48,61 @@ impl Places {
 #[derive(Debug)]
 pub(crate) struct Admission {
     places: Arc<Places>,
+    authenticator: Option<Arc<dyn Authenticator>>,
+    observer: Option<Observer>,
     place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Admission {
-    pub(crate) fn new(places: Arc<Places>) -> Arc<Self> {
-        Arc::new(Admission { places, place: Mutex::new(None) })
+    pub(crate) fn new(
+        places: Arc<Places>,
+        authenticator: Option<Arc<dyn Authenticator>>,
+        observer: Option<Observer>,
+    ) -> Arc<Self> {
+        Arc::new(Admission { places, authenticator, observer, place: Mutex::new(None) })
     }
 
     /// Answers the Hello, in a task of its own: what it waits for delays no other frame.
-    pub(crate) async fn admit(self: Arc<Self>, shared: Arc<Shared>, _metadata: Metadata) {
-        match self.places.take() {
-            Ok(place) => {
-                *self.place.lock() = Some(place);
-                shared.accept_session(Metadata::new());
+    pub(crate) async fn admit(self: Arc<Self>, shared: Arc<Shared>, peer: Arc<SessionPeer>, metadata: Metadata) {
+        let unanswered = Unanswered(shared.clone());
+        let decision = tokio::select! {
+            decision = self.decide(&shared, &peer, metadata) => decision,
+            // The peer has gone, or the handshake took too long.
+            _ended = shared.closed() => return,
+        };
+        match decision {
+            Ok(()) => shared.accept_session(Metadata::new()),
+            Err(reason) => {
+                tracing::debug!(peer = %peer.info, %reason, "a session was refused");
+                if let Some(observer) = &self.observer {
+                    observer.refused(&peer, &reason);
+                }
+                shared.refuse_session(reason);
             }
-            Err(reason) => shared.refuse_session(reason),
         }
+        drop(unanswered);
+    }
+
+    async fn decide(&self, shared: &Arc<Shared>, peer: &Arc<SessionPeer>, metadata: Metadata) -> Result<(), Reason> {
+        // Who would find no place need not prove anything.
+        drop(self.places.take()?);
+        if let Some(authenticator) = &self.authenticator {
+            let mut greeting = Greeting::new(metadata, peer.clone(), shared.clone());
+            let identity = authenticator.authenticate(&mut greeting).await.map_err(|refusal| refusal.reason)?;
+            peer.identity.get_or_init(|| identity);
+        }
+        // Only who has proved itself takes one.
+        *self.place.lock() = Some(self.places.take()?);
+        Ok(())
+    }
+}
+
+/// A Hello whose authenticator panics is refused. One that was answered takes no second answer.
+struct Unanswered(Arc<Shared>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.refuse_session(Reason::new(code::INTERNAL, "the authentication failed on this side"));
     }
 }
 

@@ -25,7 +25,8 @@ use tollway_protocol::session::{Event, Machine, Role, WriteWatch};
 use tollway_protocol::time::Time;
 
 use crate::admission::Admission;
-use crate::conduit::{ConduitError, FrameReader, FrameWriter, PeerInfo, Received};
+use crate::auth::{Prover, SessionPeer, answer_challenge};
+use crate::conduit::{ConduitError, FrameReader, FrameWriter, Received};
 use crate::handler::{Handler, Refused, ServedBody, start_and_poll};
 use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, ServiceEntry, Services};
 use crate::settle::{PendingCall, Work, settle};
@@ -48,9 +49,11 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Serving {
     pub(crate) services: Services,
     pub(crate) limits: ConnectionLimits,
-    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) peer: Arc<SessionPeer>,
     /// Bytes of the largest frame that this side takes, from the handshake on.
     pub(crate) max_frame: usize,
+    /// What answers a challenge of the peer's.
+    pub(crate) prover: Option<Arc<dyn Prover>>,
     /// Who decides about a peer that says hello; without it everybody is welcome.
     pub(crate) admission: Option<Arc<Admission>>,
 }
@@ -185,10 +188,12 @@ impl<W: FrameWriter> Outgoing<W> {
         let waiting = if may_wait { machine.small_bodies(CORK_BELOW) } else { None };
         self.corked = self.cork.holds(waiting);
         while !self.corked && !self.drained && self.writer.ahead() < WRITE_AHEAD {
-            let State { machine, streams, relays, .. } = state;
+            let State { machine, streams, relays, traffic, .. } = state;
             let mut lent = LentStreams { relays, streams, after: &mut work.after };
             match machine.poll_transmit(now, &mut lent) {
                 Some(frame) => {
+                    traffic.frames_sent += 1;
+                    traffic.bytes_sent += (frame.head.len() + frame.payload.len()) as u64;
                     let lane = frame.lane;
                     self.writer.start_send(frame);
                     // It waits in the session, where it delays no other lane.
@@ -288,7 +293,9 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             self.answered.tell(shared, &mut state, work);
             if let Some(input) = input.take() {
                 state.machine.handle_activity(now);
+                state.traffic.frames_received += self.frames.len() as u64;
                 for (lane, frame) in self.frames.drain(..) {
+                    state.traffic.bytes_received += frame.len() as u64;
                     state.machine.handle_frame(now, lane, frame);
                 }
                 // The peer is told which rule it broke; for what follows, the session has ended then.
@@ -320,7 +327,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     /// Does what must not be done under the lock: wakes, drops, user code. Returns whether handlers were polled.
     fn begin_work(&mut self, cx: &mut Context<'_>) -> bool {
         if let (Some(admission), Some(metadata)) = (&self.serving.admission, self.work.greeting.take()) {
-            tokio::spawn(admission.clone().admit(self.shared.clone(), metadata));
+            tokio::spawn(admission.clone().admit(self.shared.clone(), self.serving.peer.clone(), metadata));
+        }
+        if let Some(challenge) = self.work.challenge.take() {
+            let Serving { prover, peer, .. } = &self.serving;
+            tokio::spawn(answer_challenge(self.shared.clone(), prover.clone(), peer.clone(), challenge));
         }
         self.work.tell(&self.shared);
         for request in self.work.opens.drain(..) {

@@ -10,6 +10,7 @@ use tollway_protocol::id::{ConnectionId, Parity};
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
 
+use crate::auth::{Identity, SessionPeer};
 use crate::conduit::PeerInfo;
 use crate::future::BoxFuture;
 use crate::shared::Shared;
@@ -39,7 +40,7 @@ pub struct IncomingOpen {
     pub(crate) request: OpenDetails,
     /// What this side receives on connections that it accepts.
     pub(crate) own_limits: ConnectionLimits,
-    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) peer: Arc<SessionPeer>,
     pub(crate) answered: bool,
 }
 
@@ -58,7 +59,7 @@ impl fmt::Debug for IncomingOpen {
         f.debug_struct("IncomingOpen")
             .field("connection", &self.connection)
             .field("service", &self.request.service)
-            .field("peer", &self.peer)
+            .field("peer", &self.peer.info)
             .finish_non_exhaustive()
     }
 }
@@ -86,7 +87,12 @@ impl IncomingOpen {
 
     /// The other end of the conduit.
     pub fn peer(&self) -> &PeerInfo {
-        &self.peer
+        &self.peer.info
+    }
+
+    /// Who the peer has proved to be, if an [`Authenticator`](crate::auth::Authenticator) has decided about it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.peer.identity.get()
     }
 
     /// Says no.

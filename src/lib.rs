@@ -1,6 +1,7 @@
 //! Tollway: a runtime for metered RPC.
 
 mod admission;
+pub mod auth;
 mod client;
 pub mod conduit;
 mod connection;
@@ -16,6 +17,7 @@ mod incoming;
 mod leak_tests;
 #[cfg(feature = "redb")]
 pub mod maintenance;
+pub mod observe;
 pub mod payment;
 pub mod relay;
 pub mod rpc;

@@ -23,6 +23,7 @@ pub use tollway_protocol::relay::{Side, Traffic};
 use tollway_protocol::session::{CommandError, OpenSpec};
 
 use crate::incoming::IncomingOpen;
+use crate::observe::Happened;
 use crate::session::Session;
 use crate::shared::{OpenAnswer, Shared};
 
@@ -267,6 +268,9 @@ impl Relay {
     fn accept_left(&self, mut left: IncomingOpen, metadata: Metadata, receipt: Bytes) -> Result<(), ProxyError> {
         let limits = self.state.lock().left.may_send;
         left.answered = true;
+        if left.shared.is_watched() {
+            left.shared.tell(Happened::Opened(left.connection, Some(left.request.service.clone())));
+        }
         match left.shared.accept_relayed(left.connection, limits, metadata, receipt) {
             Err(CommandError::NoConnection(_) | CommandError::SessionEnded(_)) => Err(ProxyError::Abandoned),
             result => Ok(result?),

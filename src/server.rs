@@ -17,6 +17,7 @@ use tollway_protocol::error::{Reason, SessionEnd, code};
 use tollway_protocol::session::Role;
 
 use crate::admission::{Admission, Gate, GatePlace, Places};
+use crate::auth::Authenticator;
 use crate::conduit::Conduit;
 use crate::conduit::any::{self, AnyListener, EstablishError, ListenOptions};
 use crate::conduit::endpoint::{Endpoint, Scheme};
@@ -37,11 +38,18 @@ pub struct ServerConfig {
     /// Conduits at once whose handshake has not ended. Default 1,024: an honest handshake takes a few round trips, so
     /// this is thousands of newcomers a second. One more takes the place of the oldest, which is cut off.
     pub max_handshakes: usize,
+    /// Who decides which peers get a session. Default nobody: all do.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        ServerConfig { session: SessionConfig::default(), max_sessions: 10_000, max_handshakes: 1_024 }
+        ServerConfig {
+            session: SessionConfig::default(),
+            max_sessions: 10_000,
+            max_handshakes: 1_024,
+            authenticator: None,
+        }
     }
 }
 
@@ -101,13 +109,14 @@ impl Server {
         <L::Conduit as Conduit>::Reader: Unpin,
         <L::Conduit as Conduit>::Writer: Unpin,
     {
-        let ServerConfig { session, max_sessions, max_handshakes } = config.into();
+        let ServerConfig { session, max_sessions, max_handshakes, authenticator } = config.into();
         let core = Core {
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             gate: Gate::new(max_handshakes),
             places: Places::new(max_sessions),
+            authenticator,
         };
         Server {
             listening: Box::new(Listening(listener)),
@@ -221,6 +230,7 @@ struct Core {
     tasks: TaskTracker,
     gate: Arc<Gate>,
     places: Arc<Places>,
+    authenticator: Option<Arc<dyn Authenticator>>,
 }
 
 /// A listener of any kind.
@@ -298,7 +308,8 @@ where
         }
     };
     config.protocol.handshake_timeout = deadline.saturating_duration_since(Instant::now());
-    let beginning = Session::begin(conduit, config, Role::Responder, Some(Admission::new(core.places.clone())));
+    let admission = Admission::new(core.places.clone(), core.authenticator.clone(), config.observer.clone());
+    let beginning = Session::begin(conduit, config, Role::Responder, Some(admission));
     let mut cut = CutOff(Some(beginning.abort_handle()));
     let (opened, task) = beginning.opened().await;
     match opened {

@@ -12,12 +12,16 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::memory::MemoryPool;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::session::{CommandError, Config, LaneMode, Machine, PayerMoney, Role, WriteWatch};
+use tollway_protocol::session::{
+    CommandError, Config, ConnectionStats, LaneMode, Machine, PayerMoney, Role, SessionStats, WriteWatch,
+};
 
 use crate::admission::Admission;
+use crate::auth::{Identity, Prover, SessionPeer};
 use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
 use crate::connection::Connection;
 use crate::driver::{Driver, Serving};
+use crate::observe::{Observer, Traffic};
 use crate::payment::Mailbox;
 use crate::rpc::Services;
 use crate::shared::{ConnectionCell, OpenAnswer, Shared};
@@ -41,6 +45,10 @@ pub struct SessionConfig {
     pub connection_limits: ConnectionLimits,
     /// What this side serves to the peer: both sides may.
     pub services: Services,
+    /// What proves to a server that asks who this side is, such as a [`KeyProver`](crate::auth::KeyProver).
+    pub prover: Option<Arc<dyn Prover>>,
+    /// Who watches over the session.
+    pub observer: Option<Observer>,
 }
 
 /// A session that could not be established.
@@ -87,7 +95,7 @@ pub struct Session {
 
 pub(crate) struct SessionInner {
     pub(crate) shared: Arc<Shared>,
-    peer: Arc<PeerInfo>,
+    peer: Arc<SessionPeer>,
     metadata: Metadata,
     limits: ConnectionLimits,
 }
@@ -143,7 +151,7 @@ impl Session {
         C::Reader: FrameReader + Unpin,
         C::Writer: FrameWriter + Unpin,
     {
-        let peer = Arc::new(conduit.peer());
+        let peer = SessionPeer::new(conduit.peer());
         let mut protocol = config.protocol;
         protocol.lanes = match conduit.lanes() {
             Lanes::PerConnection => LaneMode::PerConnection,
@@ -161,15 +169,21 @@ impl Session {
             opened,
         );
         let limits = config.connection_limits;
-        let serving = Serving { services: config.services, limits, peer: peer.clone(), max_frame, admission };
+        let (services, prover, observer) = (config.services, config.prover, config.observer);
+        let serving = Serving { services, limits, peer: peer.clone(), max_frame, prover, admission };
         let (reader, writer) = conduit.split();
         let driver = tokio::spawn(Driver::new(shared.clone(), serving, (role, watch), (reader, writer)));
-        Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver }
+        Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver, observer }
     }
 
     /// The other end of the conduit.
     pub fn peer(&self) -> &PeerInfo {
-        &self.inner.peer
+        &self.inner.peer.info
+    }
+
+    /// Who the peer has proved to be, if an [`Authenticator`](crate::auth::Authenticator) has decided about it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.inner.peer.identity.get()
     }
 
     /// What the peer said in its hello.
@@ -221,6 +235,11 @@ impl Session {
     /// What a relay needs of it.
     pub(crate) fn relay_parts(&self) -> (&Arc<Shared>, ConnectionLimits) {
         (&self.inner.shared, self.inner.limits)
+    }
+
+    /// What the session has carried, its counts, and those of its connections, `most` at most.
+    pub fn stats(&self, most: usize) -> (Traffic, SessionStats, Vec<ConnectionStats>) {
+        self.inner.shared.observe(most)
     }
 
     /// The last measured round-trip time.
@@ -298,6 +317,7 @@ pub(crate) struct Beginning {
     inner: SessionInner,
     answer: oneshot::Receiver<Metadata>,
     driver: JoinHandle<()>,
+    observer: Option<Observer>,
 }
 
 impl Beginning {
@@ -309,13 +329,16 @@ impl Beginning {
     /// Waits for the end of the handshake. The second value is the session's task, which ends when the last words are
     /// said.
     pub(crate) async fn opened(self) -> (Result<Session, SessionError>, JoinHandle<()>) {
-        let Beginning { mut inner, answer, driver } = self;
+        let Beginning { mut inner, answer, driver, observer } = self;
         let opened = match answer.await {
             Ok(metadata) => {
                 inner.metadata = metadata;
+                if let Some(observer) = observer {
+                    observer.enter(&inner.shared, &inner.peer);
+                }
                 Ok(Session { inner: Arc::new(inner) })
             }
-            Err(_ended) => Err(SessionError { peer: inner.peer.to_string(), end: inner.shared.closed().await }),
+            Err(_ended) => Err(SessionError { peer: inner.peer.info.to_string(), end: inner.shared.closed().await }),
         };
         (opened, driver)
     }
@@ -323,7 +346,7 @@ impl Beginning {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("peer", &self.inner.peer).field("end", &self.end()).finish_non_exhaustive()
+        f.debug_struct("Session").field("peer", &self.inner.peer.info).field("end", &self.end()).finish_non_exhaustive()
     }
 }
 

@@ -19,6 +19,7 @@ use tollway_protocol::stream::StreamKey;
 use crate::driver::Serving;
 use crate::handler::CancelFlag;
 use crate::incoming::{Acceptor, IncomingOpen, OpenDetails};
+use crate::observe::Happened;
 use crate::payment::{OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
@@ -60,8 +61,13 @@ pub(crate) struct Work {
     relays: Vec<Endpoint>,
     /// Relays that have lost this side.
     relays_ended: Vec<(Arc<Relay>, Side, ConnectionEnd)>,
+    /// For who watches over the session.
+    happened: Vec<Happened>,
     /// The metadata of a hello about which the session's admission decides.
     pub(crate) greeting: Option<Metadata>,
+    /// The method and the challenge that the peer wants to be answered.
+    pub(crate) challenge: Option<(String, Bytes)>,
+    proved: Option<(oneshot::Sender<Bytes>, Bytes)>,
 }
 
 impl Work {
@@ -81,6 +87,10 @@ impl Work {
             // Nobody waits any more if the handshake was given up; the session's end follows then.
             let _given_up = opened.send(metadata);
         }
+        if let Some((proved, proof)) = self.proved.take() {
+            // The authenticator may have given up meanwhile.
+            let _given_up = proved.send(proof);
+        }
         for (open, answer) in self.answers.drain(..) {
             // An opener that was dropped has closed the connection.
             let _abandoned = open.send(answer);
@@ -89,6 +99,7 @@ impl Work {
         for (relay, side, end) in self.relays_ended.drain(..) {
             relay.handle_end(side, end);
         }
+        self.happened.drain(..).for_each(|happened| shared.tell(happened));
         self.after.settle();
         if let Some(end) = self.session_end.take() {
             shared.set_end(end);
@@ -136,13 +147,15 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             }
             state.hello = Some(metadata);
         }
+        Event::SessionChallenged { method, challenge } => work.challenge = Some((method, challenge)),
+        Event::SessionProved { proof } => work.proved = state.proof.take().map(|proved| (proved, proof)),
         Event::SessionOpened { metadata, .. } => {
             // The responder has the peer's metadata from its hello.
             let metadata = state.hello.take().unwrap_or(metadata);
             work.opened = state.opened.take().map(|opened| (opened, metadata));
         }
         Event::SessionEnded(end) => {
-            state.opened = None;
+            (state.opened, state.proof) = (None, None);
             // Streams refer to the session: without this they would keep each other.
             work.after.bury_all(state.streams.drain().map(|(_, core)| core));
             state.announced.drain().for_each(|(_, streams)| work.after.discard(streams));
@@ -153,6 +166,9 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             settle_open(shared, serving, state, work, connection, request);
         }
         Event::ConnectionAccepted { connection, metadata, limits, receipt } => {
+            if shared.is_watched() {
+                work.happened.push(Happened::Opened(connection, None));
+            }
             // Frames for the other side may come at once.
             if let Some((relay, _)) = state.relays.get(&connection) {
                 relay.join(limits, !receipt.is_empty());
@@ -160,6 +176,9 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             answer_open(state, work, connection, OpenAnswer::Accepted { metadata, receipt });
         }
         Event::ConnectionRejected { connection, reason, metadata, terms } => {
+            if shared.is_watched() {
+                work.happened.push(Happened::Refused(connection, reason.clone()));
+            }
             work.connections_gone |= state.connections.remove(&connection).is_some();
             state.mailboxes.remove(&connection);
             state.relays.remove(&connection);
@@ -171,6 +190,9 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             }
             if let Some(cell) = state.connections.remove(&connection) {
                 work.connections_gone = true;
+                if shared.is_watched() {
+                    work.happened.push(Happened::Closed(connection, end.to_string()));
+                }
                 work.ended.push((cell, end.clone(), money));
             }
             if let Some((relay, side)) = state.relays.remove(&connection) {
@@ -321,6 +343,9 @@ fn settle_open(
     }
     let Some(entry) = serving.services.get(service) else {
         let reason = Reason::new(code::UNKNOWN_SERVICE, format!("no service '{service}' is served here"));
+        if shared.is_watched() {
+            work.happened.push(Happened::Refused(connection, reason.clone()));
+        }
         state.machine.close(connection, reason);
         return;
     };
@@ -329,7 +354,10 @@ fn settle_open(
     match &entry.payee {
         None => {
             // Fails if the opener gave up, or broke a rule, with a frame that came together with the open.
-            let _given_up = state.machine.accept(connection, serving.limits, Metadata::new(), None);
+            let accepted = state.machine.accept(connection, serving.limits, Metadata::new(), None);
+            if accepted.is_ok() && shared.is_watched() {
+                work.happened.push(Happened::Opened(connection, Some(request.service)));
+            }
         }
         Some(payee) => work.opens.push(OpenRequest {
             shared: shared.clone(),

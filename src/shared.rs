@@ -19,12 +19,14 @@ use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
 use tollway_protocol::relay::{Relayed, Side};
 use tollway_protocol::session::{
-    CallKey, CallSpec, CommandError, Machine, MoneyCount, OpenSpec, PayeeMoney, PayerMoney, ResponseSpec, StreamSource,
+    CallKey, CallSpec, CommandError, ConnectionStats, Machine, MoneyCount, OpenSpec, PayeeMoney, PayerMoney,
+    ResponseSpec, SessionStats, StreamSource,
 };
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
 
 use crate::handler::{CancelFlag, Refused, ServedBody};
+use crate::observe::{Happened, ObservedCell, ObservedSession, Traffic};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::relay::Relay;
 use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
@@ -40,6 +42,8 @@ pub(crate) struct Shared {
     call_gone: Notify,
     /// Notified with each connection that is forgotten.
     connection_gone: Notify,
+    /// Who watches over it.
+    observed: ObservedCell,
     /// Paces the credentials that the peer has checked.
     pub(crate) credentials: CheckGate,
 }
@@ -69,9 +73,12 @@ pub(crate) struct State {
     pub(crate) relays: FxHashMap<ConnectionId, (Arc<Relay>, Side)>,
     /// Answers [`Event::SessionOpened`] to whoever waits for the handshake.
     pub(crate) opened: Option<oneshot::Sender<Metadata>>,
+    /// Responder: where an authenticator waits for the answer to its challenge.
+    pub(crate) proof: Option<oneshot::Sender<Bytes>>,
     /// Responder: the metadata of the peer's hello, until the session is open.
     pub(crate) hello: Option<Metadata>,
     /// The driver, while nothing was put into the outbox since it looked.
+    pub(crate) traffic: Traffic,
     driver: Option<Waker>,
 }
 
@@ -187,6 +194,8 @@ impl Shared {
             relays: FxHashMap::default(),
             opened: Some(opened),
             hello: None,
+            proof: None,
+            traffic: Traffic::default(),
             driver: None,
         };
         Arc::new(Shared {
@@ -196,6 +205,7 @@ impl Shared {
             ended: Notify::new(),
             call_gone: Notify::new(),
             connection_gone: Notify::new(),
+            observed: ObservedCell::new(),
             credentials: CheckGate::new(CREDENTIAL_RATE),
         })
     }
@@ -227,7 +237,10 @@ impl Shared {
     }
 
     pub(crate) fn set_end(&self, end: SessionEnd) {
-        if self.end.set(end).is_ok() {
+        if self.end.set(end.clone()).is_ok() {
+            if let Some(observed) = self.observed.get() {
+                observed.ended(&end);
+            }
             self.ended.notify_waiters();
         }
     }
@@ -242,11 +255,54 @@ impl Shared {
         }
     }
 
+    // ---- observation
+
+    pub(crate) fn set_observed(&self, observed: ObservedSession) {
+        let observed = self.observed.get_or_init(|| observed);
+        // It may have ended before it was known to anybody.
+        if let Some(end) = self.end() {
+            observed.ended(end);
+        }
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.observed.get().is_some_and(ObservedSession::is_watched)
+    }
+
+    /// Tells who watches what happened. To be called without a lock.
+    pub(crate) fn tell(&self, happened: Happened) {
+        if let Some(observed) = self.observed.get() {
+            observed.tell(happened);
+        }
+    }
+
+    /// The session at this moment, and its connections, `most` at most.
+    pub(crate) fn observe(&self, most: usize) -> (Traffic, SessionStats, Vec<ConnectionStats>) {
+        let state = self.lock();
+        (state.traffic, state.machine.stats(), state.machine.connection_stats(most))
+    }
+
     // ---- the handshake
 
     pub(crate) fn accept_session(&self, metadata: Metadata) {
         let mut state = self.lock();
         state.machine.accept_session(metadata);
+        Self::unlock_and_kick(state);
+    }
+
+    /// Asks the peer for a proof. The receiver gets it, or an error when the session ends before.
+    pub(crate) fn challenge(&self, method: &str, challenge: Bytes) -> Result<oneshot::Receiver<Bytes>, CommandError> {
+        let (proof, proved) = oneshot::channel();
+        let mut state = self.lock();
+        state.machine.challenge_session(method, challenge)?;
+        state.proof = Some(proof);
+        Self::unlock_and_kick(state);
+        Ok(proved)
+    }
+
+    pub(crate) fn prove(&self, proof: Bytes) {
+        let mut state = self.lock();
+        state.machine.prove_session(proof);
         Self::unlock_and_kick(state);
     }
 
@@ -526,23 +582,34 @@ impl Shared {
         mailbox: Arc<Mailbox>,
     ) {
         let mut state = self.lock();
-        match state.machine.accept(id, limits, metadata, Some(paid)) {
+        let entry = state.connections.get(&id).and_then(|cell| cell.service.clone());
+        let result = state.machine.accept(id, limits, metadata, Some(paid));
+        let opened = result.is_ok() && self.is_watched();
+        match result {
             Ok(()) => drop(state.mailboxes.insert(id, mailbox)),
             Err(error) => tracing::debug!(%error, "a paid open was given up"),
         }
         Self::unlock_and_kick(state);
+        if opened {
+            let service = entry.map(|entry| entry.service.name().to_owned());
+            self.tell(Happened::Opened(id, service));
+        }
     }
 
     pub(crate) fn reject(&self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
         let mut state = self.lock();
         let cell = state.connections.remove(&id);
         let relay = state.relays.remove(&id);
+        let refused = self.is_watched().then(|| reason.clone());
         if let Err(error) = state.machine.reject(id, reason, metadata, terms) {
             tracing::debug!(%error, "an open was given up");
         }
         Self::unlock_and_kick(state);
         drop((cell, relay));
         self.notice_gone();
+        if let Some(reason) = refused {
+            self.tell(Happened::Refused(id, reason));
+        }
     }
 
     /// The work for an open of the peer's has ended.

@@ -21,7 +21,7 @@ use crate::interrupt::Interrupts;
 use crate::store::StoreError;
 use crate::tls::ClientArguments;
 use crate::units::FileUrl;
-use crate::{keys, output};
+use crate::{keys, output, tokens};
 
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -66,6 +66,9 @@ pub(crate) struct Arguments {
     /// The most that the payee may cost by breaking off, in base units.
     #[arg(long, value_name = "AMOUNT", requires = "wallet")]
     loss_budget: Option<Amount>,
+    /// The file with the token for a server that asks for one.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Compute the file's SHA-256; with a value, keep the file only if it is that.
     #[arg(long, value_name = "HEX", num_args = 0..=1, require_equals = true)]
     sha256: Option<Option<Sha256>>,
@@ -162,7 +165,11 @@ async fn fetch(arguments: &Arguments, interrupts: &Interrupts, report: &mut Repo
 
     let endpoint = &arguments.url.endpoint;
     let options = arguments.tls.options()?;
-    let connecting = tollway::connect_with(endpoint, SessionConfig::default(), &options);
+    let mut config = SessionConfig::default();
+    if let Some(path) = &arguments.token_file {
+        config.protocol.metadata.push(tokens::client(path)?);
+    }
+    let connecting = tollway::connect_with(endpoint, config, &options);
     let session = unless_interrupted(interrupts, connecting).await??;
     let result = in_session(&session, key, &target, arguments, interrupts, report).await;
     session.close(Reason::none());

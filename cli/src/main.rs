@@ -7,6 +7,7 @@ mod demo;
 mod failure;
 mod fetch;
 mod files;
+mod inspect;
 mod interrupt;
 mod keygen;
 mod keys;
@@ -17,6 +18,7 @@ mod receipts;
 mod serve;
 mod store;
 mod tls;
+mod tokens;
 mod units;
 mod voucher;
 
@@ -74,6 +76,8 @@ enum Command {
     Channels(channels::Command),
     /// Print the receipts that payees have signed.
     Receipts(receipts::Arguments),
+    /// Look at a running server: its sessions, its connections, and what happens to them.
+    Inspect(inspect::Arguments),
     /// Run ledger, payee and payer on this machine, and check every sum.
     Demo(demo::Arguments),
     /// Look after the file of a payee, a payer or a ledger.
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
         Command::Quote(arguments) => in_runtime(|i| until_interrupted(quote::run(arguments), i)),
         Command::Channels(command) => in_runtime(|i| until_interrupted(channels::run(command), i)),
         Command::Receipts(arguments) => in_runtime(|i| until_interrupted(receipts::run(arguments), i)),
+        Command::Inspect(arguments) => in_runtime(|i| inspect::run(arguments, i)),
         Command::Demo(arguments) => in_runtime(|i| demo::run(arguments, i)),
         Command::Store(command) => store::run(command),
         Command::Bench(arguments) => in_runtime(|i| bench::run(arguments, i)),

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use tollway::auth::{Authenticator, Identity};
 use tollway::conduit::any::{AnyListener, EstablishError};
 use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{Escrow, LedgerClient, LedgerService};
+use tollway::observe::{ObserveService, Observer};
 use tollway::payment::{Payee, PayeeConfig};
 use tollway::rpc::Services;
 use tollway::store::{ChannelStore, MemoryStore, RedbStore};
-use tollway::{Server, SessionConfig};
+use tollway::{Server, ServerConfig, SessionConfig};
 use tollway_protocol::payment::{Address, Rate};
 
 use crate::failure::Failure;
@@ -22,8 +24,9 @@ use crate::interrupt::Interrupts;
 use crate::ledger::dev_ledger;
 use crate::store::StoreError;
 use crate::tls::ServerArguments;
+use crate::tokens::Operator;
 use crate::units::{FilePrice, Place};
-use crate::{keys, output};
+use crate::{keys, output, tokens};
 
 /// Sells the files of a directory, or gives them away with --price 0.
 ///
@@ -59,6 +62,10 @@ pub(crate) struct Arguments {
     /// and are closed at the end.
     #[arg(long, value_name = "FILE", conflicts_with = "dev_ledger")]
     store: Option<PathBuf>,
+    /// Let in only who has one of the tokens in this file: a line each with NAME TOKEN, and `operator` behind it for who
+    /// may look at the server with `tollway inspect`.
+    #[arg(long, value_name = "FILE", conflicts_with = "dev_ledger")]
+    token_file: Option<PathBuf>,
     /// How payers reach this server, if not by the address that it listens on.
     #[arg(long, value_name = "URL")]
     advertise: Option<Place>,
@@ -117,7 +124,10 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
         Shelf::open(&arguments.dir).map_err(|source| ServeError::Directory { path: arguments.dir.clone(), source })?;
     let listener = bind(&arguments.listen, &arguments.tls, arguments.key.as_deref()).await?;
     let urls = listener.endpoints().map(ToString::to_string).collect();
-    let mut server = server(listener)?;
+    let tokens = arguments.token_file.as_deref().map(tokens::server).transpose()?;
+    let authenticator = tokens.map(|tokens| Arc::new(tokens) as Arc<dyn Authenticator>);
+    let observer = authenticator.is_some().then(Observer::new);
+    let mut server = server(listener, ServerConfig { authenticator, ..ServerConfig::default() })?;
     let files = FileService::new(shelf);
     let mut ready = Ready {
         event: "ready",
@@ -135,7 +145,15 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
             (services.with_paid(files, payee.clone()), Some(payee))
         }
     };
-    server.set_config(SessionConfig { services, ..SessionConfig::default() });
+    let services = match &observer {
+        // Without tokens nobody is known to be an operator.
+        None => services,
+        Some(observer) => {
+            let is_operator = |identity: &Identity| identity.data::<Operator>().is_some();
+            services.with(ObserveService::new(observer.clone(), is_operator))
+        }
+    };
+    server.set_config(SessionConfig { services, observer, ..SessionConfig::default() });
     announce(&ready, &arguments)?;
 
     let grace = Duration::from_secs(arguments.grace);
@@ -230,10 +248,10 @@ pub(crate) async fn bind(places: &[Place], tls: &ServerArguments, key: Option<&P
 ///
 /// # Errors
 /// When there is no place.
-pub(crate) fn server(listener: AnyListener) -> Result<Server, Failure> {
+pub(crate) fn server(listener: AnyListener, config: ServerConfig) -> Result<Server, Failure> {
     let first = listener.endpoints().next().cloned().ok_or(io::ErrorKind::AddrNotAvailable);
     let first = first.map_err(io::Error::from)?;
-    Ok(Server::with_listener(listener, first, SessionConfig::default()))
+    Ok(Server::with_listener(listener, first, config))
 }
 
 /// Resolves when a server is to end: after Ctrl-C, or when standard input ends, if it was started so.

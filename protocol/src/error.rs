@@ -217,6 +217,10 @@ pub mod code {
     pub const INTERNAL: u32 = 25;
     /// A relay could not reach the other side, or has lost it.
     pub const UNREACHABLE: u32 = 26;
+    /// The peer has not proved who it is.
+    pub const UNAUTHENTICATED: u32 = 27;
+    /// It is known who the peer is, and it may not do this.
+    pub const FORBIDDEN: u32 = 28;
     /// The first code that is free for the application.
     pub const APPLICATION: u32 = 1024;
 }

@@ -8,6 +8,7 @@
 //! - [`memory`] bounds what peers may make this side hold, for a session and for a process.
 //! - [`stream`] has the two ends of a stream of items, which a runtime keeps behind locks of their own.
 //! - [`peer`] joins both into one peer without locks: simulation, fuzzing and the specification's tests run on it.
+//! - [`login`] is how the initiator proves a key.
 //! - [`relay`] joins a connection of one session to one of another.
 //! - [`payment`] is the money: amounts, vouchers, metering, and the payment-channel machine.
 
@@ -18,6 +19,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod login;
 pub mod memory;
 pub mod message;
 pub mod metadata;

@@ -184,6 +184,16 @@ headers! {
         /// The Ping's.
         nonce: u64,
     }
+    /// Responder to initiator, between Hello and its answer, once: prove who you are. The payload is the challenge.
+    7 + payload Challenge {
+        /// What kind of proof is asked for.
+        method: String,
+    }
+    /// Initiator to responder: the answer to the Challenge. The payload is the proof.
+    8 + payload Proof {
+        /// The kind of proof.
+        method: String,
+    }
     /// A virtual connection, please. The payload is the credential of a paid one, else empty.
     16 + payload Open {
         /// The next id of the opener's half.

@@ -161,6 +161,8 @@ fn the_frame_table_has_every_kind() {
         row::<GoAway>(),
         row::<Ping>(),
         row::<Pong>(),
+        row::<Challenge>(),
+        row::<Proof>(),
         row::<Open>(),
         row::<Accept>(),
         row::<Reject>(),

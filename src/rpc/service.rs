@@ -19,6 +19,7 @@ use tollway_protocol::metadata::Metadata;
 
 use super::codec::{self, DecodeError, OutboundSlots};
 use super::stream_core::InboundStream;
+use crate::auth::{Identity, SessionPeer};
 use crate::conduit::PeerInfo;
 use crate::incoming::Acceptor;
 use crate::payment::Payee;
@@ -90,7 +91,7 @@ pub struct IncomingCall {
     pub(crate) payload: Bytes,
     pub(crate) streams: Vec<InboundStream>,
     pub(crate) connection: ConnectionId,
-    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) peer: Arc<SessionPeer>,
 }
 
 impl fmt::Debug for IncomingCall {
@@ -121,7 +122,12 @@ impl IncomingCall {
 
     /// The other end of the conduit.
     pub fn peer(&self) -> &PeerInfo {
-        &self.peer
+        &self.peer.info
+    }
+
+    /// Who the peer has proved to be, if an [`Authenticator`](crate::auth::Authenticator) has decided about it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.peer.identity.get()
     }
 
     /// The connection.

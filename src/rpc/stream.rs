@@ -156,6 +156,22 @@ impl<T: Serialize> Tx<T> {
         self.push(&item)
     }
 
+    /// Waits until nothing that is sent will be received any more: the receiver wants no more, or the connection ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn stopped(&mut self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.core.state.lock();
+            if state.stopped.is_some() || state.failed.is_some() {
+                return Poll::Ready(());
+            }
+            state.waker = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     fn push(&mut self, item: &T) -> Result<(), StreamError> {
         let mut scratch = SCRATCH.take();
         scratch.clear();

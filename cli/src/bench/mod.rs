@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tollway::conduit::endpoint::Endpoint;
 use tollway::rpc::{CallError, Services, StreamError};
-use tollway::{OpenError, Server, Session, SessionConfig};
+use tollway::{OpenError, Server, ServerConfig, Session, SessionConfig};
 use tollway_protocol::error::Reason;
 use tollway_protocol::limits::ConnectionLimits;
 
@@ -202,7 +202,7 @@ async fn serve_here() -> Result<Endpoint, Failure> {
 
 async fn serve(place: &Place, tls: &ServerArguments, json: bool, interrupts: Interrupts) -> Result<(), Failure> {
     let listener = bind(std::slice::from_ref(place), tls, None).await?;
-    let mut server = server(listener)?;
+    let mut server = server(listener, ServerConfig::default())?;
     server.set_config(serving());
     let url = server.endpoint().to_string();
     if json {

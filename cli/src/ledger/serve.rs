@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use tollway::SessionConfig;
 use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerFileError, LedgerService, LocalLedger};
 use tollway::rpc::Services;
+use tollway::{ServerConfig, SessionConfig};
 use tollway_protocol::payment::{Address, LedgerIdentity};
 
 use crate::failure::Failure;
@@ -86,7 +86,8 @@ pub(super) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
         None => LocalLedger::new(Ledger::new(identity, config)),
     };
     let services = Services::new().with(LedgerService::new(ledger));
-    let mut server = server(bind(&arguments.listen, &arguments.tls, Some(&arguments.key)).await?)?;
+    let mut server =
+        server(bind(&arguments.listen, &arguments.tls, Some(&arguments.key)).await?, ServerConfig::default())?;
     server.set_config(SessionConfig { services, ..SessionConfig::default() });
     announce(server.endpoint(), identity, config, arguments.json)?;
     server.run(shutdown(interrupts, arguments.exit_with_stdin), GRACE).await;

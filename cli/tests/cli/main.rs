@@ -11,3 +11,4 @@ mod durable;
 mod fetch;
 mod keys;
 mod strangers;
+mod tokens;

@@ -185,6 +185,7 @@ impl Machine {
         connection.money = money.map(|money| Box::new(Money::Payer(Payer::new(money))));
         self.connections.insert(id, connection);
         self.opens.ours = self.opens.ours.saturating_add(1);
+        self.open_stats.opened_by_us = self.open_stats.opened_by_us.saturating_add(1);
         self.opens.ours_pending = self.opens.ours_pending.saturating_add(1);
         self.timers.start_open(now.after(self.config.open_timeout), id);
         let waits = |id| self.connections.get(&id).is_some_and(|open| open.state == State::Opening);
@@ -301,6 +302,7 @@ impl Machine {
     }
 
     pub(super) fn send_reject(&mut self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
+        self.open_stats.rejected_by_us = self.open_stats.rejected_by_us.saturating_add(1);
         // The peer made us say it, whoever says no: one that does not read its rejects is not read.
         self.answer_with(id, &Reject { connection: id, reason: reason.into(), metadata }, terms);
         if let Err(violation) = self.spend_refusal() {

@@ -24,6 +24,20 @@ pub enum Event {
         /// The peer's metadata.
         metadata: Metadata,
     },
+    /// Initiator: the peer wants a proof. Answer with [`prove_session`](super::Machine::prove_session), or close the
+    /// session.
+    SessionChallenged {
+        /// What kind of proof it wants.
+        method: String,
+        /// What is to be proved with it.
+        challenge: Bytes,
+    },
+    /// Responder: the peer's answer to [`challenge_session`](super::Machine::challenge_session). Nothing about it was
+    /// checked.
+    SessionProved {
+        /// The proof.
+        proof: Bytes,
+    },
     /// The session is open.
     SessionOpened {
         /// The peer's metadata (initiator only: the responder has seen it).

@@ -1,13 +1,18 @@
 //! Hello, HelloAck, Refuse; and the ways in which a session ends.
 
-use super::{Event, MAX_VERSION, MIN_VERSION, Machine, Phase, Role};
+use bytes::Bytes;
+
+use super::{CommandError, Event, MAX_VERSION, MIN_VERSION, Machine, Phase, Proving, Role};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, Violation, code};
 use crate::id::{ConnectionId, IdSequence};
 use crate::limits::{HEADER_ALLOWANCE, SessionLimits};
-use crate::message::{Close, Hello, HelloAck, ProtocolError, Refuse};
+use crate::message::{Challenge, Close, Header, Hello, HelloAck, Proof, ProtocolError, Refuse};
 use crate::metadata::Metadata;
 use crate::session::connection::PeerIds;
 use crate::time::Time;
+
+/// Bytes of a challenge with its method: what fits a frame of the handshake with room to spare.
+const MAX_CHALLENGE: usize = 4_096;
 
 /// A peer that takes frames below this size could not even be opened a connection to.
 fn check_limits(limits: &SessionLimits) -> Result<(), Violation> {
@@ -58,11 +63,71 @@ impl Machine {
         Ok(())
     }
 
-    /// Responder: answers [`Event::SessionRequested`] with HelloAck. Without that event it does nothing.
+    /// Responder: answers [`Event::SessionRequested`] with HelloAck. Without that event, and while a challenge is not
+    /// answered, it does nothing.
     pub fn accept_session(&mut self, metadata: Metadata) {
+        if matches!(self.proving, Proving::Asked(_)) {
+            return;
+        }
         let Some(version) = self.hello.take() else { return };
         self.control(ConnectionId::ROOT, &HelloAck { version, limits: self.config.limits, metadata });
         self.open_session(Metadata::new());
+    }
+
+    /// Responder: asks for a proof before [`Event::SessionRequested`] is answered, once. The answer is
+    /// [`Event::SessionProved`].
+    ///
+    /// # Errors
+    /// When no hello waits for its answer, or there was a challenge before.
+    pub fn challenge_session(&mut self, method: &str, challenge: Bytes) -> Result<(), CommandError> {
+        if let Some(end) = self.end() {
+            return Err(CommandError::SessionEnded(end.clone()));
+        }
+        if self.phase != Phase::Greeting || self.hello.is_none() || self.proving != Proving::Not {
+            return Err(CommandError::NotOpen);
+        }
+        let limit = MAX_CHALLENGE as u32;
+        if challenge.len().saturating_add(method.len()) > MAX_CHALLENGE {
+            return Err(CommandError::PayloadTooLarge { bytes: challenge.len(), limit });
+        }
+        self.proving = Proving::Asked(method.to_owned());
+        self.control_with(ConnectionId::ROOT, &Challenge { method: method.to_owned() }, challenge);
+        Ok(())
+    }
+
+    /// Initiator: answers [`Event::SessionChallenged`]. Without that event it does nothing.
+    pub fn prove_session(&mut self, proof: Bytes) {
+        let Proving::Asked(method) = &mut self.proving else { return };
+        if self.role == Role::Initiator && self.phase == Phase::Greeting {
+            let method = core::mem::take(method);
+            self.proving = Proving::Answered;
+            self.control_with(ConnectionId::ROOT, &Proof { method }, proof);
+        }
+    }
+
+    pub(super) fn receive_challenge(&mut self, challenge: Challenge, payload: Bytes) -> Result<(), Violation> {
+        // [session.auth.challenge]
+        if self.role != Role::Initiator || self.phase != Phase::Greeting || self.proving != Proving::Not {
+            return Err(Violation::Unexpected {
+                frame: Challenge::NAME,
+                state: "it comes once, before the answer to Hello",
+            });
+        }
+        let Challenge { method } = challenge;
+        self.proving = Proving::Asked(method.clone());
+        self.events.push_back(Event::SessionChallenged { method, challenge: payload });
+        Ok(())
+    }
+
+    pub(super) fn receive_proof(&mut self, proof: &Proof, payload: Bytes) -> Result<(), Violation> {
+        // [session.auth.challenge]
+        let asked = matches!(&self.proving, Proving::Asked(method) if *method == proof.method);
+        if self.role != Role::Responder || self.phase != Phase::Greeting || !asked {
+            return Err(Violation::Unexpected { frame: Proof::NAME, state: "it answers one Challenge of its method" });
+        }
+        self.proving = Proving::Answered;
+        self.events.push_back(Event::SessionProved { proof: payload });
+        Ok(())
     }
 
     /// Responder: answers [`Event::SessionRequested`] with Refuse, and the session ends.

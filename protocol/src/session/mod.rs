@@ -27,6 +27,7 @@ mod progress;
 mod receive;
 mod receive_call;
 mod relayed;
+mod stats;
 mod table;
 mod timers;
 mod transmit;
@@ -42,6 +43,7 @@ pub use commands::{CallSpec, CommandError, OpenSpec, ResponseSpec};
 pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
 pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
 pub use progress::WriteWatch;
+pub use stats::{ConnectionState, ConnectionStats, OpenStats, SessionStats};
 pub use transmit::StreamSource;
 
 use crate::error::SessionEnd;
@@ -156,6 +158,21 @@ enum Phase {
     Ended(SessionEnd),
 }
 
+/// Where the one challenge of a handshake stands.
+///
+/// ```text
+///   Not ──Challenge──► Asked ──Proof──► Answered
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Proving {
+    /// There was none.
+    Not,
+    /// For a proof of this method, which has not come.
+    Asked(String),
+    /// There will be no other.
+    Answered,
+}
+
 /// The session machine; see the module's documentation.
 #[derive(Debug)]
 pub struct Machine {
@@ -171,6 +188,7 @@ pub struct Machine {
     relayed: usize,
     /// Opens of ours that are not answered, and of the peer's.
     opens: OpenCounts,
+    open_stats: OpenStats,
     calls: SlotMap<CallKey, Call>,
     streams: SlotMap<StreamKey, StreamEntry>,
     outbox: Outbox,
@@ -181,6 +199,8 @@ pub struct Machine {
     events: VecDeque<Event>,
     /// Responder: the version that the Hello led to, until the application answers it.
     hello: Option<u16>,
+    /// Whether the initiator was asked for a proof.
+    proving: Proving,
     /// Responder: opens, and closes of them, that wait for the initiator's first frame after HelloAck. On many lanes an Open could else
     /// overtake the HelloAck. `[session.handshake.first-frame]`
     held: Option<VecDeque<Transmit>>,
@@ -231,11 +251,13 @@ impl Machine {
             connections: FxHashMap::default(),
             relayed: 0,
             opens: OpenCounts::default(),
+            open_stats: OpenStats::default(),
             calls: SlotMap::with_key(),
             streams: SlotMap::with_key(),
             outbox: Outbox::default(),
             events: VecDeque::new(),
             hello: None,
+            proving: Proving::Not,
             held: (role == Role::Responder).then(VecDeque::new),
             going_away: None,
             peer_going_away: None,

@@ -71,6 +71,10 @@ impl Outbox {
         self.control.push_back(Control { frame, is_answer });
     }
 
+    pub(super) fn control_count(&self) -> usize {
+        self.control.len()
+    }
+
     pub(super) fn pop_control(&mut self) -> Option<Transmit> {
         let Control { frame, is_answer } = self.control.pop_front()?;
         self.answers = self.answers.saturating_sub(usize::from(is_answer));

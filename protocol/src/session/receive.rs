@@ -11,8 +11,9 @@ use crate::frame::{HANDSHAKE_MAX_FRAME, Lane};
 use crate::id::{ConnectionId, StreamId};
 use crate::limits::MAX_SLOTS;
 use crate::message::{
-    Accept, Cancel, Close, Credit, Done, End, FIRST_EXTENSION_KIND, Flow, GoAway, Header, Hello, HelloAck, Items, Open,
-    Payment, Ping, Pong, ProtocolError, Refuse, Reject, Request, Reset, Response, Slot, Stop, Window, decode_header,
+    Accept, Cancel, Challenge, Close, Credit, Done, End, FIRST_EXTENSION_KIND, Flow, GoAway, Header, Hello, HelloAck,
+    Items, Open, Payment, Ping, Pong, Proof, ProtocolError, Refuse, Reject, Request, Reset, Response, Slot, Stop,
+    Window, decode_header,
 };
 use crate::metadata::Metadata;
 use crate::payment::{MAX_PAYMENT_MESSAGE_BYTES, Usage};
@@ -43,7 +44,7 @@ impl Machine {
             return Err(Violation::AboveLimit { what: "frame", value, limit });
         }
         // The session's own frames travel on the root's lane.
-        if kind <= Pong::KIND {
+        if kind <= Proof::KIND {
             self.check_lane(lane, ConnectionId::ROOT)?;
         }
         let frame = &mut frame;
@@ -94,6 +95,8 @@ impl Machine {
             Hello::KIND => self.receive_hello(decode_header(frame)?),
             HelloAck::KIND => self.receive_hello_ack(now, decode_header(frame)?),
             Refuse::KIND => self.receive_refuse(decode_header(frame)?),
+            Challenge::KIND => self.receive_challenge(decode_header(frame)?, frame.split_off(0)),
+            Proof::KIND => self.receive_proof(&decode_header(frame)?, frame.split_off(0)),
             FIRST_EXTENSION_KIND.. => self.budgets.spend_extension(now),
             kind => Err(Violation::UnknownKind { kind }),
         }
@@ -104,6 +107,8 @@ impl Machine {
         match kind {
             Hello::KIND => self.receive_hello(decode_header(frame)?),
             HelloAck::KIND => self.receive_hello_ack(now, decode_header(frame)?),
+            Challenge::KIND => self.receive_challenge(decode_header(frame)?, frame.split_off(0)),
+            Proof::KIND => self.receive_proof(&decode_header(frame)?, frame.split_off(0)),
             Refuse::KIND => self.receive_refuse(decode_header(frame)?),
             ProtocolError::KIND => self.receive_protocol_error(decode_header(frame)?),
             Close::KIND => match decode_header::<Close>(frame)? {
@@ -190,6 +195,7 @@ impl Machine {
         self.check_lane(lane, id)?;
         let max_pending = self.config.limits.max_pending_opens;
         self.peer_ids.open(id, self.config.lanes, max_pending)?;
+        self.open_stats.opened_by_peer = self.open_stats.opened_by_peer.saturating_add(1);
         open.metadata.check()?;
         open.limits.check(&self.peer_limits)?;
         if open.service.len() > MAX_SERVICE_NAME {
@@ -209,6 +215,7 @@ impl Machine {
         };
         if let Some(reason) = refusal {
             self.spend_refusal()?;
+            self.open_stats.rejected_by_us = self.open_stats.rejected_by_us.saturating_add(1);
             self.answer(id, &Reject { connection: id, reason: reason.into(), metadata: Metadata::new() });
             return Ok(());
         }
@@ -266,6 +273,7 @@ impl Machine {
                 reject.metadata.check()?;
                 self.remove_connection(id);
                 self.note_rejected(lane);
+                self.open_stats.rejected_by_peer = self.open_stats.rejected_by_peer.saturating_add(1);
                 self.events.push_back(Event::ConnectionRejected {
                     connection: id,
                     reason: reject.reason.into(),

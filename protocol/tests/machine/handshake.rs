@@ -6,7 +6,7 @@ use tollway_protocol::error::{Reason, SessionEnd, Violation, code};
 use tollway_protocol::frame::Lane;
 use tollway_protocol::id::{ConnectionId, Parity};
 use tollway_protocol::limits::{AbuseLimits, Rate, SessionLimits};
-use tollway_protocol::message::{Hello, HelloAck, Ping, Pong};
+use tollway_protocol::message::{Challenge, Hello, HelloAck, Ping, Pong, Proof};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{Config, Event, LaneMode, Machine};
 use tollway_protocol::time::Time;
@@ -277,4 +277,73 @@ fn an_open_by_the_responder_waits_for_the_initiators_first_frame_and_its_close_s
         assert_eq!(asked.count(), 2);
         assert_eq!(pair.counts(), [(1, 0, 0); 2]);
     }
+}
+
+/// `[session.auth.challenge]`
+#[test]
+fn a_challenge_is_answered_by_one_proof_before_the_hello_is() {
+    let mut pair = Pair::unopened(Config::default(), Config::default(), 1);
+    pair.run();
+    pair.take(B);
+    let responder = pair.peers[B].session_mut();
+    responder.challenge_session("a method", b"a challenge".as_slice().into()).unwrap();
+    assert!(responder.challenge_session("a method", b"another".as_slice().into()).is_err(), "once");
+    responder.accept_session(Metadata::new());
+    assert!(!responder.is_open(), "the proof comes first");
+    pair.run();
+    let events = pair.take(A);
+    let [Event::SessionChallenged { method, challenge }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((method.as_str(), &challenge[..]), ("a method", b"a challenge".as_slice()));
+    let initiator = pair.peers[A].session_mut();
+    initiator.prove_session(b"a proof".as_slice().into());
+    initiator.prove_session(b"another".as_slice().into());
+    pair.run();
+    let events = pair.take(B);
+    assert!(matches!(&events[..], [Event::SessionProved { proof }] if proof == "a proof"), "{events:?}");
+    pair.peers[B].session_mut().accept_session(Metadata::new());
+    pair.run();
+    assert!(pair.peers.iter().all(|peer| peer.session().is_open()));
+    assert!(pair.peers[B].session_mut().challenge_session("a method", Default::default()).is_err());
+}
+
+/// `[session.auth.challenge]`
+#[test]
+fn challenges_and_proofs_that_nobody_waits_for_are_violations() {
+    let challenge = framed(&Challenge { method: "m".into() }, b"c");
+    let proof = |method: &str| framed(&Proof { method: method.into() }, b"p");
+    let unexpected = |machine: &Machine| {
+        let end = machine.end();
+        assert!(matches!(end, Some(SessionEnd::PeerViolation(Violation::Unexpected { .. }))), "{end:?}");
+    };
+    let initiator = || Machine::initiator(Config::default(), Time::ZERO);
+    let responder = || {
+        let mut machine = Machine::responder(Config::default(), Time::ZERO);
+        machine.handle_frame(Time::ZERO, Lane(0), framed(&hello(1, 1), b""));
+        machine
+    };
+    let mut machine = initiator();
+    machine.handle_frame(Time::ZERO, Lane(0), challenge.clone());
+    assert_eq!(machine.end(), None);
+    machine.handle_frame(Time::ZERO, Lane(0), challenge.clone());
+    unexpected(&machine);
+    for frame in [proof("m"), challenge.clone()] {
+        let mut machine = responder();
+        machine.handle_frame(Time::ZERO, Lane(0), frame);
+        unexpected(&machine);
+    }
+    let mut machine = responder();
+    machine.challenge_session("m", Default::default()).unwrap();
+    machine.handle_frame(Time::ZERO, Lane(0), proof("n"));
+    unexpected(&machine);
+    // After the handshake neither may come.
+    let ack = HelloAck { version: 1, limits: SessionLimits::default(), metadata: Metadata::new() };
+    let mut machine = initiator();
+    machine.handle_frame(Time::ZERO, Lane(0), framed(&ack, b""));
+    assert!(machine.is_open());
+    machine.handle_frame(Time::ZERO, Lane(0), challenge);
+    unexpected(&machine);
+    let mut machine = responder();
+    machine.accept_session(Metadata::new());
+    machine.handle_frame(Time::ZERO, Lane(0), proof("m"));
+    unexpected(&machine);
 }

@@ -34,6 +34,8 @@ pub(crate) fn one_of_each() -> Vec<Bytes> {
         framed(&GoAway { last: connection, reason: reason() }, b""),
         framed(&Ping { nonce: 1 << 40 }, b""),
         framed(&Pong { nonce: 1 << 40 }, b""),
+        framed(&Challenge { method: "a method".into() }, b""),
+        framed(&Proof { method: "a method".into() }, b""),
         framed(&Open { connection, service: "echo".into(), parity: Parity::Odd, limits, metadata: metadata() }, b""),
         framed(&Accept { connection, limits, metadata: metadata() }, b""),
         framed(&Reject { connection, reason: reason(), metadata: metadata() }, b""),
@@ -118,7 +120,7 @@ fn a_payload_behind_a_header_that_takes_none_is_a_violation() {
         pair.peers[B].handle_frame(Time::ZERO, Lane(0), frame.into());
         let end = pair.peers[B].session().end();
         let refused = matches!(end, Some(SessionEnd::PeerViolation(Violation::UnexpectedPayload { bytes: 1, .. })));
-        assert_eq!(refused, ![16, 17, 18, 32, 33, 48, 64].contains(&whole[0]), "kind {}: {end:?}", whole[0]);
+        assert_eq!(refused, ![7, 8, 16, 17, 18, 32, 33, 48, 64].contains(&whole[0]), "kind {}: {end:?}", whole[0]);
     }
 }
 
