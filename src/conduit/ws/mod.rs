@@ -24,7 +24,7 @@ use super::endpoint::Endpoint;
 use super::framed::{Framed, FramedReader, FramedWriter};
 use super::halves::{ReadHalf, WriteHalf, halves};
 use super::listen::Listener;
-use super::tcp::TcpListener;
+use super::tcp::{TcpListener, set_options};
 #[cfg(feature = "tls")]
 use super::tls::{self, ClientTls, ServerTls, TlsConduitError, TlsListener};
 use super::{Conduit, Lanes, PeerInfo};
@@ -65,7 +65,7 @@ impl WsConduit {
     /// Dropping the future gives the attempt up.
     pub async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
         let stream = TcpStream::connect(endpoint.address()).await?;
-        stream.set_nodelay(true)?;
+        set_options(&stream)?;
         let peer = PeerInfo::new("ws", stream.peer_addr()?.to_string());
         Self::dial(Link::Plain(stream), peer, endpoint).await
     }
