@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tollway::protocol::frame::Transmit;
 use tollway::protocol::id::{CallId, ConnectionId};
-use tollway::protocol::limits::ConnectionLimits;
+use tollway::protocol::limits::{ConnectionLimits, ITEM_OVERHEAD};
 use tollway::protocol::message::{Request, Status, decode_header, encode_head};
 use tollway::protocol::metadata::Metadata;
 use tollway::protocol::payment::{
@@ -17,7 +17,7 @@ use tollway::protocol::payment::{
 };
 use tollway::protocol::peer::{Peer, PeerEvent};
 use tollway::protocol::session::{CallSpec, Config, Event, ResponseSpec};
-use tollway::protocol::stream::{ItemRun, SendStream, Taken, write_item};
+use tollway::protocol::stream::{ItemRun, RecvStream, SendStream, Taken, write_item};
 use tollway::protocol::time::Time;
 
 const ITEM: [u8; 64] = [7; 64];
@@ -65,6 +65,24 @@ fn items(c: &mut Criterion) {
                 taken += u64::from(run.run.items());
             }
             assert_eq!(taken, ITEMS);
+        });
+    });
+}
+
+/// A window that is used up and granted again: what items cost in credit on both sides.
+fn credit(c: &mut Criterion) {
+    const WINDOW: u64 = 1 << 20;
+    let mut group = c.benchmark_group("credit for items of 64 bytes");
+    group.throughput(Throughput::Elements(ITEMS));
+    let credit = ITEM.len() as u64 + ITEM_OVERHEAD;
+    group.bench_function("consume and grant", |b| {
+        let (mut receiver, mut sender) = (RecvStream::new(WINDOW), SendStream::new(WINDOW));
+        b.iter(|| {
+            for _ in 0..ITEMS {
+                if let Some(grant) = receiver.consume(black_box(credit), 1) {
+                    sender.handle_credit(grant.limit).expect("a limit that rises");
+                }
+            }
         });
     });
 }
@@ -160,5 +178,5 @@ fn vouchers(c: &mut Criterion) {
     });
 }
 
-criterion_group!(parts, frames, items, calls, vouchers);
+criterion_group!(parts, frames, items, credit, calls, vouchers);
 criterion_main!(parts);
