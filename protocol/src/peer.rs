@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use slotmap::SecondaryMap;
 
@@ -225,10 +225,10 @@ impl Peer {
         self.open_sender(stream, item)?;
         let (connection, keys) = self.machine.create_item_streams(stream, slots)?;
         self.create_ends(connection, &keys, slots);
-        let mut framed = BytesMut::new();
+        let mut framed = Vec::new();
         write_item(&mut framed, item);
         let sender = self.senders.0.get_mut(stream).ok_or(PushError::Closed)?;
-        if sender.stream.push_framed(framed.freeze(), keys.clone()) {
+        if sender.stream.push_framed(Bytes::from(framed), keys.clone()) {
             self.machine.stream_ready(stream);
         }
         Ok(keys)

@@ -5,6 +5,7 @@
 //! first. A listener sends its own with its first frame, not earlier, so that a stranger is answered in its own
 //! language and nothing else.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -25,6 +26,11 @@ const BLOCK: usize = 64 * 1024;
 
 /// Bytes of a read block while reads fill it: a bulk transfer has fewer calls, and fewer frames cut by a block's end.
 const LARGE_BLOCK: usize = 256 * 1024;
+
+/// Large blocks that are kept while frames in them are unread, to be filled again when those are gone: a fresh block
+/// costs a page fault for each 4 KiB, which is more than copying them. So many hold a stream's whole default window.
+/// The first small read, a keepalive's at the latest, gives them back.
+const SPARE_BLOCKS: usize = 5;
 
 /// Free bytes in a block below which the next read goes to a fresh one.
 const MIN_SPARE: usize = 4 * 1024;
@@ -81,6 +87,8 @@ pub struct FramedReader<R> {
     preface_due: bool,
     /// Bytes of the next fresh block.
     block: usize,
+    /// Ends of large blocks that were read full, the oldest first; each holds its block. Empty unless reads fill blocks.
+    spare: VecDeque<BytesMut>,
     state: ReadState,
 }
 
@@ -105,6 +113,7 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
             decoder: FrameDecoder::new(HANDSHAKE_MAX_FRAME),
             preface_due: true,
             block: BLOCK,
+            spare: VecDeque::new(),
             state: ReadState::Open,
         }
     }
@@ -141,13 +150,29 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
             return;
         }
         let room = missing.max(self.block.saturating_sub(used)).max(MIN_SPARE);
-        // The block is used again if all its frames are gone. Otherwise a fresh one of exactly this size replaces it
-        // (`reserve` might double it), and the part of a frame moves over.
+        // The block is used again if all its frames are gone. Otherwise another one replaces it, and the part of a frame
+        // moves over.
         if !self.buffer.try_reclaim(room) {
-            let mut fresh = BytesMut::with_capacity(used + room);
-            fresh.extend_from_slice(&self.buffer);
-            self.buffer = fresh;
+            let mut next = self.next_block(used + room);
+            next.extend_from_slice(&self.buffer);
+            self.buffer.clear();
+            let full = std::mem::replace(&mut self.buffer, next);
+            if self.block == LARGE_BLOCK {
+                self.spare.push_back(full);
+            }
+            if self.spare.len() > SPARE_BLOCKS {
+                self.spare.pop_front();
+            }
         }
+    }
+
+    /// A block for so many bytes: the oldest that is spare, if its frames are gone, or a fresh one of exactly this size
+    /// (`reserve` might double it).
+    fn next_block(&mut self, bytes: usize) -> BytesMut {
+        if self.spare.front_mut().is_some_and(|oldest| oldest.try_reclaim(bytes)) {
+            return self.spare.pop_front().unwrap_or_default();
+        }
+        BytesMut::with_capacity(bytes)
     }
 
     /// Reads once, at most `limit` bytes; 0 is the stream's end.
@@ -159,6 +184,7 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
             self.block = LARGE_BLOCK;
         } else if read < BLOCK / 4 {
             self.block = BLOCK;
+            self.spare.clear();
         }
         Poll::Ready(Ok(read))
     }
@@ -178,6 +204,7 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
     fn fail(&mut self, error: ConduitError) -> Result<Received, ConduitError> {
         self.state = ReadState::Failed;
         self.buffer = BytesMut::new();
+        self.spare.clear();
         Err(error)
     }
 }
@@ -413,5 +440,37 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter for FramedWriter<W> {
             self.out.copy(stranger.reply());
         }
         self.preface_due = false;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn blocks_whose_frames_are_kept_are_spare_within_a_bound_and_only_while_reads_are_large() {
+        const FRAME: usize = 60_000;
+        let mut wire = PREFACE.to_vec();
+        for _ in 0..100 {
+            wire.extend_from_slice(&(FRAME as u32).to_le_bytes());
+            wire.resize(wire.len() + FRAME, 7);
+        }
+        // The frames before it end with a read that is large; this one comes alone.
+        let (mut far, near) = tokio::io::duplex(16);
+        let mut reader = FramedReader::new(tokio::io::AsyncReadExt::chain(Cursor::new(wire), near));
+        let mut frames = Vec::new();
+        let mut spare = Vec::new();
+        while frames.len() < 100 {
+            std::future::poll_fn(|cx| reader.poll_recv(cx, &mut frames)).await.unwrap();
+            spare.push(reader.spare.len());
+        }
+        assert_eq!(spare.iter().max(), Some(&SPARE_BLOCKS), "{spare:?}");
+        tokio::io::AsyncWriteExt::write_all(&mut far, &[1, 0, 0, 0, 7]).await.unwrap();
+        std::future::poll_fn(|cx| reader.poll_recv(cx, &mut frames)).await.unwrap();
+        assert_eq!((frames.len(), reader.spare.len()), (101, 0));
+        assert!(frames.iter().take(100).all(|(_, frame)| frame.len() == FRAME && frame.iter().all(|byte| *byte == 7)));
     }
 }

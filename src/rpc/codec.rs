@@ -57,17 +57,57 @@ impl Drop for OutboundSlots {
 }
 
 thread_local! {
-    static ENCODING: RefCell<Option<OutboundSlots>> = const { RefCell::new(None) };
+    static ENCODING: RefCell<Encoding> = const { RefCell::new(Encoding { within: None, slots: Vec::new() }) };
     static DECODING: RefCell<Option<Vec<Option<InboundStream>>>> = const { RefCell::new(None) };
+}
+
+/// The slots of the values that are being encoded on this thread.
+struct Encoding {
+    /// Where the slots of the innermost value begin, behind those of the values around it; `None` outside of a value.
+    within: Option<usize>,
+    slots: Vec<OutboundSlot>,
+}
+
+/// The encoding of one value. Dropped early, by an error or a panic, its streams fail.
+struct EncodeScope {
+    begin: usize,
+    outer: Option<usize>,
+}
+
+impl EncodeScope {
+    fn enter() -> Self {
+        ENCODING.with_borrow_mut(|encoding| {
+            let begin = encoding.slots.len();
+            EncodeScope { begin, outer: encoding.within.replace(begin) }
+        })
+    }
+
+    /// The value's slots. The scope has ended.
+    fn take(&mut self) -> OutboundSlots {
+        ENCODING.with_borrow_mut(|encoding| {
+            encoding.within = self.outer;
+            match encoding.slots.len() > self.begin {
+                true => OutboundSlots(encoding.slots.split_off(self.begin)),
+                false => OutboundSlots::default(),
+            }
+        })
+    }
+}
+
+impl Drop for EncodeScope {
+    fn drop(&mut self) {
+        // Outside of the borrow: the drop of a stream wakes who waits for it.
+        drop(self.take());
+    }
 }
 
 /// Called by the `Serialize` of a half of a stream: the number of its slot, or why it cannot travel.
 pub(super) fn enter_slot(core: &Arc<StreamCore>, flow: Flow) -> Result<u32, &'static str> {
-    ENCODING.with_borrow_mut(|slots| {
-        let slots = slots.as_mut().ok_or("a stream travels only in a call, a result or an item")?;
+    ENCODING.with_borrow_mut(|encoding| {
+        let begin = encoding.within.ok_or("a stream travels only in a call, a result or an item")?;
         core.give_away(flow)?;
-        let index = u32::try_from(slots.0.len()).map_err(|_| "too many streams in one value")?;
-        slots.0.push(OutboundSlot { core: core.clone(), flow });
+        let index = u32::try_from(encoding.slots.len() - begin).map_err(|_| "too many streams in one value")?;
+        encoding.slots.push(OutboundSlot { core: core.clone(), flow });
         Ok(index)
     })
 }
@@ -85,7 +125,7 @@ pub(super) fn take_slot(index: u32, flow: Flow) -> Result<InboundStream, &'stati
     })
 }
 
-/// Restores the outer list when a `Serialize` or `Deserialize` panics, too.
+/// Restores the outer list when a `Deserialize` panics, too.
 struct Restore<T: 'static>(&'static std::thread::LocalKey<RefCell<Option<T>>>, Option<T>);
 
 impl<T> Restore<T> {
@@ -130,9 +170,9 @@ impl Flavor for Append<'_> {
 /// Appends the value's encoding. On an error the vector is as it was.
 pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, into: &mut Vec<u8>) -> Result<OutboundSlots, EncodeError> {
     let before = into.len();
-    let scope = Restore::enter(&ENCODING, Some(OutboundSlots::default()));
+    let mut scope = EncodeScope::enter();
     match postcard::serialize_with_flavor(value, Append(into)) {
-        Ok(()) => Ok(scope.leave().unwrap_or_default()),
+        Ok(()) => Ok(scope.take()),
         Err(error) => {
             into.truncate(before);
             Err(EncodeError(error.to_string()))

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use tollway_protocol::error::code;
 use tollway_protocol::message::Flow;
-use tollway_protocol::stream::{Ending, Grant, ItemRun, SendStream, StreamKey};
+use tollway_protocol::stream::{Ending, Grant, ItemRun, LARGE_ITEM, SendStream, StreamKey};
 
 use super::codec::{self, OutboundSlots};
 use super::stream_core::{InboundStream, OUTBOX_BYTES, Side, StreamCore};
@@ -99,8 +99,6 @@ thread_local! {
 
 /// Room in front of an item in the scratch buffer for its length: a varint of a `u32`.
 const PREFIX_ROOM: usize = 5;
-/// Items from this size up leave the scratch buffer as they are, without a copy.
-const OWN_BUFFER: usize = 4 * 1024;
 
 impl<T> Tx<T> {
     fn new(core: Arc<StreamCore>) -> Self {
@@ -178,7 +176,7 @@ impl<T: Serialize> Tx<T> {
         scratch.resize(PREFIX_ROOM, 0);
         let slots = codec::encode_into(item, &mut scratch)?;
         let bytes = scratch.len() - PREFIX_ROOM;
-        let result = if slots.is_empty() && bytes < OWN_BUFFER {
+        let result = if slots.is_empty() && bytes < LARGE_ITEM {
             let result = self.push_with(bytes, |send| send.push(&scratch[PREFIX_ROOM..]));
             // The next item of this thread finds the buffer again; one that grew large was given away below.
             SCRATCH.set(scratch);
@@ -334,10 +332,8 @@ impl<T: DeserializeOwned> Rx<T> {
         }
         loop {
             if let Some(run) = &mut self.run {
-                if let Some(item) = run.peek() {
-                    let slots = std::mem::take(&mut self.slots);
-                    let decoded = codec::decode(item, slots);
-                    run.skip();
+                let slots = &mut self.slots;
+                if let Some(decoded) = run.read_next(|item| codec::decode(item, std::mem::take(slots))) {
                     return Ok(Some(decoded?));
                 }
                 self.run = None;

@@ -16,9 +16,13 @@ use tollway_protocol::stream::{Ending, ItemRun, RecvStream, SendStream, StreamKe
 use super::stream::StreamError;
 use crate::shared::Shared;
 
-/// Credit that may wait in a sender's outbox before `send` waits: twice the largest frame of small items, so that one
-/// is being filled while the other is written.
-pub(super) const OUTBOX_BYTES: u64 = 128 * 1024;
+/// Credit that may wait in a sender's outbox before `send` waits: twice what is handed to the conduit at once, so that
+/// one half is being filled while the other is written.
+pub(super) const OUTBOX_BYTES: u64 = 256 * 1024;
+
+/// What is left in the outbox when a sender that waits is woken. A wake for each frame that is taken would cost more,
+/// across workers, than the frame.
+const WAKE_SENDER_AT: u64 = OUTBOX_BYTES / 2;
 
 /// Runs below this size are copied out of the block that they were read into, so that an unread stream pins what it
 /// holds and not the block.
@@ -248,7 +252,7 @@ impl StreamCore {
         let mut state = self.state.lock();
         let Side::Send(send) = &mut state.side else { return Taken::Empty };
         let taken = send.take(max_bytes, affordable);
-        if send.buffered() < OUTBOX_BYTES {
+        if send.buffered() <= WAKE_SENDER_AT {
             after.wake(state.waker.take());
         }
         taken

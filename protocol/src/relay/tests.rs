@@ -45,7 +45,7 @@ fn response(call: u64, slots: Vec<Slot>) -> Response {
 }
 
 fn items(connection: ConnectionId, stream: u64, lengths: &[usize]) -> Bytes {
-    let mut payload = bytes::BytesMut::new();
+    let mut payload = Vec::new();
     lengths.iter().for_each(|&length| write_item(&mut payload, &vec![7; length]));
     frame(&Items { connection, stream: StreamId(stream), slots: vec![] }, &payload)
 }

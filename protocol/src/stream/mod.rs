@@ -10,7 +10,7 @@ mod send;
 pub use receive::{Ending, Grant, RecvStream};
 pub use run::{ItemRun, write_item};
 pub(crate) use send::split_front;
-pub use send::{SendStream, Taken, TakenRun};
+pub use send::{LARGE_ITEM, SendStream, Taken, TakenRun};
 
 slotmap::new_key_type! {
     /// A stream inside the two machines. Unlike its id it exists before the stream is announced on the wire.

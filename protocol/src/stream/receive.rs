@@ -140,12 +140,12 @@ impl RecvStream {
 mod tests {
     use super::*;
     use crate::stream::write_item;
-    use bytes::BytesMut;
+    use bytes::Bytes;
 
     fn run(lengths: &[usize]) -> ItemRun {
-        let mut buffer = BytesMut::new();
+        let mut buffer = Vec::new();
         lengths.iter().for_each(|&length| write_item(&mut buffer, &vec![0; length]));
-        ItemRun::parse(buffer.freeze(), 1 << 20).unwrap()
+        ItemRun::parse(Bytes::from(buffer), 1 << 20).unwrap()
     }
 
     #[test]

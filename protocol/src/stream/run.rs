@@ -1,6 +1,6 @@
 //! The payload of an Items frame: n × (varint length, bytes).
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 use crate::error::Violation;
 use crate::limits::ITEM_OVERHEAD;
@@ -48,10 +48,16 @@ fn read_varint(bytes: &[u8]) -> Option<(u32, usize)> {
 ///
 /// # Panics
 /// When the item has 4 GiB or more; callers check the peer's `max_item`, which is a `u32`, first.
-pub fn write_item(buffer: &mut BytesMut, item: &[u8]) {
-    let (prefix, length) = varint(u32::try_from(item.len()).expect("items are bounded by a u32"));
-    buffer.reserve(length.saturating_add(item.len()));
-    buffer.extend_from_slice(prefix.get(..length).unwrap_or_default());
+#[inline]
+pub fn write_item(buffer: &mut Vec<u8>, item: &[u8]) {
+    let length = u32::try_from(item.len()).expect("items are bounded by a u32");
+    buffer.reserve(MAX_PREFIX.saturating_add(item.len()));
+    if length <= 0x7f {
+        buffer.push(length as u8);
+    } else {
+        let (prefix, length) = varint(length);
+        buffer.extend_from_slice(prefix.get(..length).unwrap_or_default());
+    }
     buffer.extend_from_slice(item);
 }
 
@@ -152,21 +158,21 @@ impl ItemRun {
         Some(item)
     }
 
-    /// Looks at the next item without taking it, which costs no reference count: decode it, then [`skip`](Self::skip).
+    /// Hands the next item to `read`, which costs no reference count, and takes it when that returns.
     #[inline]
-    pub fn peek(&self) -> Option<&[u8]> {
+    pub fn read_next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let (length, prefix) = read_varint(&self.bytes)?;
-        self.bytes.get(prefix..prefix.saturating_add(length as usize))
+        let end = prefix.saturating_add(length as usize);
+        let value = read(self.bytes.get(prefix..end)?);
+        self.bytes.advance(end);
+        self.items = self.items.saturating_sub(1);
+        self.item_bytes = self.item_bytes.saturating_sub(u64::from(length));
+        Some(value)
     }
 
     /// Leaves the next item out.
-    #[inline]
-    pub fn skip(&mut self) {
-        if let Some((length, prefix)) = read_varint(&self.bytes) {
-            self.bytes.advance(prefix.saturating_add(length as usize));
-            self.items = self.items.saturating_sub(1);
-            self.item_bytes = self.item_bytes.saturating_sub(u64::from(length));
-        }
+    pub(crate) fn skip(&mut self) {
+        self.read_next(|_item| ());
     }
 
     /// The length in bytes of the next item.
@@ -207,14 +213,17 @@ mod tests {
     proptest! {
         #[test]
         fn items_come_back_as_they_were_written(items in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..40)) {
-            let mut buffer = BytesMut::new();
+            let mut buffer = Vec::new();
             items.iter().for_each(|item| write_item(&mut buffer, item));
-            let mut run = ItemRun::parse(buffer.freeze(), 300).unwrap();
+            let mut run = ItemRun::parse(Bytes::from(buffer), 300).unwrap();
             prop_assert_eq!(run.items() as usize, items.len());
             prop_assert_eq!(run.item_bytes() as usize, items.iter().map(Vec::len).sum::<usize>());
             for item in &items {
-                prop_assert_eq!(run.peek().unwrap(), item.as_slice());
-                if item.len() % 2 == 0 { run.skip() } else { prop_assert_eq!(&run.next_item().unwrap(), item) }
+                let read = match item.len() % 2 {
+                    0 => run.read_next(<[u8]>::to_vec),
+                    _ => run.next_item().map(Vec::from),
+                };
+                prop_assert_eq!(read.as_ref(), Some(item));
             }
             prop_assert_eq!((run.items(), run.item_bytes(), run.next_item()), (0, 0, None));
         }
