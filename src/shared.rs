@@ -92,7 +92,8 @@ pub(crate) enum OpenAnswer {
 /// What the handles of one connection share.
 #[derive(Default)]
 pub(crate) struct ConnectionCell {
-    end: OnceLock<(ConnectionEnd, Option<MoneyCount>)>,
+    /// Boxed, because most cells are those of connections that are open.
+    end: OnceLock<Box<(ConnectionEnd, Option<MoneyCount>)>>,
     ended: Notify,
     /// The service that this side serves on it.
     pub(crate) service: Option<Arc<ServiceEntry>>,
@@ -104,18 +105,18 @@ impl ConnectionCell {
     }
 
     pub(crate) fn set_end(&self, end: ConnectionEnd, money: Option<MoneyCount>) {
-        if self.end.set((end, money)).is_ok() {
+        if self.end.set(Box::new((end, money))).is_ok() {
             self.ended.notify_waiters();
         }
     }
 
     pub(crate) fn end(&self) -> Option<&ConnectionEnd> {
-        self.end.get().map(|(end, _)| end)
+        self.end.get().map(|end| &end.0)
     }
 
     /// The counts of a paid connection as they stood in the end.
     pub(crate) fn final_money(&self) -> Option<MoneyCount> {
-        self.end.get().and_then(|(_, money)| *money)
+        self.end.get().and_then(|end| end.1)
     }
 
     pub(crate) async fn closed(&self) -> ConnectionEnd {

@@ -15,7 +15,7 @@ use crate::metadata::Metadata;
 use crate::payment::Amount;
 
 /// The head of a frame: kind and header. Frames of calls and streams fit it without an allocation.
-pub type Head = SmallVec<[u8; 64]>;
+pub type Head = SmallVec<[u8; INLINE]>;
 
 /// The lowest kind that a peer skips if it doesn't know it. `[session.frame.extension]`
 pub const FIRST_EXTENSION_KIND: u8 = 128;
@@ -30,10 +30,49 @@ pub trait Header: Serialize + DeserializeOwned {
     const HAS_PAYLOAD: bool = false;
 }
 
-/// Postcard's output into a [`Head`]. (Extending a `BytesMut` byte by byte costs a hundred times more.)
-struct HeadFlavor(Head);
+/// Bytes of a head that are kept without an allocation.
+const INLINE: usize = 64;
+
+/// Postcard's output into the bytes of a [`Head`] on the stack. (Growing a `SmallVec` or a `BytesMut` field by field costs
+/// three to a hundred times more.)
+struct HeadFlavor {
+    bytes: [u8; INLINE],
+    len: usize,
+}
 
 impl Flavor for HeadFlavor {
+    type Output = Head;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        *self.bytes.get_mut(self.len).ok_or(postcard::Error::SerializeBufferFull)? = byte;
+        self.len = self.len.saturating_add(1);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        // Most are the varint of a small number.
+        if let [byte] = bytes {
+            return self.try_push(*byte);
+        }
+        let end = self.len.saturating_add(bytes.len());
+        self.bytes.get_mut(self.len..end).ok_or(postcard::Error::SerializeBufferFull)?.copy_from_slice(bytes);
+        self.len = end;
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Head> {
+        let mut head = Head::from_buf(self.bytes);
+        head.truncate(self.len);
+        Ok(head)
+    }
+}
+
+/// Postcard's output into a [`Head`] of any size.
+struct LongHeadFlavor(Head);
+
+impl Flavor for LongHeadFlavor {
     type Output = Head;
 
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
@@ -53,10 +92,13 @@ impl Flavor for HeadFlavor {
 
 /// Writes kind and header.
 pub fn encode_head<H: Header>(header: &H) -> Head {
-    let mut head = Head::new();
-    head.push(H::KIND);
-    // Serialising can only fail in a `Serialize` that returns an error, and those of this module are all derived.
-    postcard::serialize_with_flavor(header, HeadFlavor(head)).expect("headers always encode")
+    let mut bytes = [0; INLINE];
+    bytes[0] = H::KIND;
+    postcard::serialize_with_flavor(header, HeadFlavor { bytes, len: 1 }).unwrap_or_else(|_full| {
+        let head = LongHeadFlavor(Head::from_slice(&[H::KIND]));
+        // Serialising can only fail in a `Serialize` that returns an error, and those of this module are all derived.
+        postcard::serialize_with_flavor(header, head).expect("headers always encode")
+    })
 }
 
 /// Reads the header of a frame whose kind was looked at, and leaves the payload in `frame`.
@@ -399,6 +441,17 @@ mod tests {
             slots: vec![],
         };
         assert!(!encode_head(&request).spilled());
+    }
+
+    #[test]
+    fn a_head_is_the_same_whether_it_stays_inline_or_not() {
+        for length in 0..2 * INLINE {
+            let payment = ProtocolError { reason: WireReason { code: 300, text: "x".repeat(length) } };
+            let head = encode_head(&payment);
+            assert_eq!(head.first(), Some(&ProtocolError::KIND));
+            assert_eq!(head.get(1..), postcard::to_allocvec(&payment).ok().as_deref(), "{length} bytes");
+            assert_eq!(head.spilled(), head.len() > INLINE);
+        }
     }
 
     #[test]

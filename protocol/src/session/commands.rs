@@ -183,7 +183,7 @@ impl Machine {
         let id = ConnectionId(self.own_ids.take().ok_or(CommandError::IdsExhausted)?);
         let mut connection = Connection::new(State::Opening, parity, limits, ConnectionLimits::default());
         connection.money = money.map(|money| Box::new(Money::Payer(Payer::new(money))));
-        self.connections.insert(id, connection);
+        self.connections.insert(id, Box::new(connection));
         self.opens.ours = self.opens.ours.saturating_add(1);
         self.open_stats.opened_by_us = self.open_stats.opened_by_us.saturating_add(1);
         self.opens.ours_pending = self.opens.ours_pending.saturating_add(1);
@@ -291,7 +291,7 @@ impl Machine {
         // It still counts: an id that is closing is an entry in both tables, and an open is pending until its answer.
         let counts = self.opens;
         self.forget_connection(id, Some(end));
-        self.connections.insert(id, rest);
+        self.connections.insert(id, Box::new(rest));
         self.opens = counts;
     }
 
@@ -358,8 +358,10 @@ impl Machine {
         let body = Body { call, kind, metadata: spec.metadata, payload: spec.payload, slots: slots.clone() };
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.active().requests.push_back(body);
+            if connection.active().ready_requests() {
+                self.outbox.enter_ring(id, connection);
+            }
         }
-        self.schedule_requests(id);
         Ok((call, slots))
     }
 
@@ -416,8 +418,8 @@ impl Machine {
         let Some(connection) = self.connections.get_mut(&connection_id) else { return };
         let active = connection.active();
         active.responses.push_back(Body { call, kind: BodyKind::Response { status }, metadata, payload, slots });
-        if !core::mem::replace(&mut active.responses_ready, true) {
-            self.schedule(connection_id, Source::Responses);
+        if active.ready_responses() {
+            self.outbox.enter_ring(connection_id, connection);
         }
     }
 

@@ -101,6 +101,26 @@ pub(super) struct Active {
     pub(super) ready: VecDeque<Source>,
 }
 
+impl Active {
+    /// Makes requests that wait a source that is ready, once. Returns whether they were not.
+    pub(super) fn ready_requests(&mut self) -> bool {
+        let becomes = !self.requests.is_empty() && !core::mem::replace(&mut self.requests_ready, true);
+        if becomes {
+            self.ready.push_back(Source::Requests);
+        }
+        becomes
+    }
+
+    /// Makes responses that wait a source that is ready, once. Returns whether they were not.
+    pub(super) fn ready_responses(&mut self) -> bool {
+        let becomes = !self.responses.is_empty() && !core::mem::replace(&mut self.responses_ready, true);
+        if becomes {
+            self.ready.push_back(Source::Responses);
+        }
+        becomes
+    }
+}
+
 /// The sender's view of a body window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::CallKey;
+use super::connection::Connection;
 use crate::frame::{Lane, Transmit};
 use crate::id::ConnectionId;
 use crate::message::Status;
@@ -112,6 +113,19 @@ impl Outbox {
     pub(super) fn has_only_bodies(&self) -> bool {
         let before = [self.control.is_empty(), self.stops.is_empty(), self.payment.is_empty(), self.credits.is_empty()];
         !self.ring.is_empty() && before == [true; 4]
+    }
+
+    /// A connection has data.
+    pub(super) fn enter_ring(&mut self, id: ConnectionId, connection: &mut Connection) {
+        if connection.held || core::mem::replace(&mut connection.in_ring, true) {
+            return;
+        }
+        // When nobody waits, nobody owes anybody a turn.
+        self.round = self.round.wrapping_add(u64::from(self.ring.is_empty()));
+        if core::mem::replace(&mut connection.round, self.round) != self.round {
+            connection.deficit = 0;
+        }
+        self.ring.push_back(id);
     }
 
     pub(super) fn clear(&mut self) {

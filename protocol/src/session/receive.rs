@@ -175,7 +175,7 @@ impl Machine {
         self.check_lane(lane, id)?;
         let state = self.connections.get(&id).map(|connection| connection.state);
         match state {
-            Some(State::Open) => Ok(self.connections.get_mut(&id)),
+            Some(State::Open) => Ok(self.connections.get_mut(&id).map(Box::as_mut)),
             Some(State::Closing) => self.drop_late().map(|()| None),
             // After Open only Close may be sent until the answer. [session.open.silence]
             Some(State::Requested) => Err(Violation::Unexpected { frame, state: "the open is not answered" }),
@@ -221,7 +221,7 @@ impl Machine {
         }
         // What we receive is said in Accept; until then nothing may come.
         let connection = Connection::new(State::Requested, open.parity, Default::default(), open.limits);
-        self.connections.insert(id, connection);
+        self.connections.insert(id, Box::new(connection));
         self.opens.peers = self.opens.peers.saturating_add(1);
         self.opens.peers_pending = self.opens.peers_pending.saturating_add(1);
         self.events.push_back(Event::ConnectionRequested {

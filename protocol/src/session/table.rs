@@ -97,39 +97,30 @@ impl Machine {
     pub(super) fn schedule(&mut self, id: ConnectionId, source: Source) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.active().ready.push_back(source);
-            self.enter_ring(id);
+            self.outbox.enter_ring(id, connection);
         }
     }
 
     pub(super) fn schedule_requests(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let active = connection.active();
-        if !active.requests.is_empty() && !core::mem::replace(&mut active.requests_ready, true) {
-            self.schedule(id, Source::Requests);
+        if let Some(connection) = self.connections.get_mut(&id)
+            && connection.active().ready_requests()
+        {
+            self.outbox.enter_ring(id, connection);
         }
     }
 
     pub(super) fn schedule_bodies(&mut self, id: ConnectionId) {
-        self.schedule_requests(id);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let active = connection.active();
-        if !active.responses.is_empty() && !core::mem::replace(&mut active.responses_ready, true) {
-            self.schedule(id, Source::Responses);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            let active = connection.active();
+            if active.ready_requests() | active.ready_responses() {
+                self.outbox.enter_ring(id, connection);
+            }
         }
     }
 
     pub(super) fn enter_ring(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && !connection.held
-            && !core::mem::replace(&mut connection.in_ring, true)
-        {
-            // When nobody waits, nobody owes anybody a turn.
-            let idle = self.outbox.ring.is_empty();
-            self.outbox.round = self.outbox.round.wrapping_add(u64::from(idle));
-            if core::mem::replace(&mut connection.round, self.outbox.round) != self.outbox.round {
-                connection.deficit = 0;
-            }
-            self.outbox.ring.push_back(id);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            self.outbox.enter_ring(id, connection);
         }
     }
 }

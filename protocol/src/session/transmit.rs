@@ -420,7 +420,7 @@ impl Machine {
 
 /// The payer's money of a connection that grants nothing now. `[pay.received.held]`
 fn withholding(
-    connections: &mut FxHashMap<ConnectionId, Connection>,
+    connections: &mut FxHashMap<ConnectionId, Box<Connection>>,
     id: ConnectionId,
 ) -> Option<&mut super::money::Payer> {
     match connections.get_mut(&id)?.money.as_deref_mut()? {
