@@ -72,9 +72,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("10000 calls at once were each answered with their own number, in {:?}", began.elapsed());
 
     // A method's own error is a value of its own type; every other failure has a name.
-    let error = echo.call::<_, i64>(method("number"), "ten").await.expect_err("'ten' is no number");
-    let error: String = error.app()?;
-    assert_eq!(error, "'ten' is no number");
+    let error = echo.call::<_, i64>(method("number"), "ten").or_error::<String>().await;
+    let error = error.expect_err("'ten' is no number");
+    assert_eq!(error, CallError::App("'ten' is no number".to_owned()));
     assert_eq!(echo.call::<_, ()>(method("shout"), "hello").await, Err(CallError::UnknownMethod));
     assert_eq!(echo.call::<_, ()>(method("echo"), &7u8).await, Err(CallError::InvalidPayload));
     assert!(matches!(session.open("nobody").await, Err(OpenError::Rejected { .. })));

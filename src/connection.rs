@@ -4,25 +4,25 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tollway_protocol::error::{ConnectionEnd, Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::MoneyCount;
 
-use crate::rpc::{CallError, CallFuture, MethodId, Response, encode};
+use crate::rpc::{Call, MethodId};
 use crate::session::SessionInner;
-use crate::shared::ConnectionCell;
+use crate::shared::{ConnectionCell, Shared};
 
-/// A virtual connection to one service of the peer's. Clones share it; the last one dropped closes it.
+/// A virtual connection to one service of the peer's. Clones share it; the last one dropped closes it, unless it came
+/// from a [`CallContext`](crate::rpc::CallContext): then the connection is its opener's.
 #[derive(Clone)]
 pub struct Connection {
     inner: Arc<ConnectionInner>,
 }
 
 pub(crate) struct ConnectionInner {
-    /// Keeps the session open.
-    pub(crate) session: Arc<SessionInner>,
+    /// Keeps the session open, for the side that opened the connection.
+    opener: Option<Arc<SessionInner>>,
     pub(crate) id: ConnectionId,
     pub(crate) cell: Arc<ConnectionCell>,
     metadata: Metadata,
@@ -35,11 +35,16 @@ impl Connection {
         cell: Arc<ConnectionCell>,
         metadata: Metadata,
     ) -> Self {
-        Connection { inner: Arc::new(ConnectionInner { session, id, cell, metadata }) }
+        Connection { inner: Arc::new(ConnectionInner { opener: Some(session), id, cell, metadata }) }
     }
 
-    pub(crate) fn inner(&self) -> &ConnectionInner {
-        &self.inner
+    /// A handle for the side that serves the connection, which does not close it.
+    pub(crate) fn served(cell: Arc<ConnectionCell>, id: ConnectionId) -> Self {
+        Connection { inner: Arc::new(ConnectionInner { opener: None, id, cell, metadata: Metadata::new() }) }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.cell.shared
     }
 
     /// The id in the session.
@@ -47,7 +52,7 @@ impl Connection {
         self.inner.id
     }
 
-    /// What the peer said when it accepted.
+    /// What the peer said when it accepted; nothing for the side that serves.
     pub fn metadata(&self) -> &Metadata {
         &self.inner.metadata
     }
@@ -67,52 +72,29 @@ impl Connection {
 
     /// Closes the connection now. Calls and streams that are open end; wait for them first to lose nothing.
     pub fn close(&self, reason: Reason) {
-        self.inner.session.shared.close_connection(self.inner.id, reason);
+        self.shared().close_connection(self.inner.id, reason);
     }
 
     /// The counts of a paid connection, also after its end; `None` for an unpaid one.
     pub fn money(&self) -> Option<MoneyCount> {
-        self.inner.session.shared.money(self.inner.id, &self.inner.cell)
+        self.inner.money()
     }
 
     /// Calls that have not ended, of both directions. A call with streams ends after them.
     pub fn open_calls(&self) -> usize {
-        self.inner.session.shared.open_calls(self.inner.id)
+        self.shared().open_calls(self.inner.id)
     }
 
-    /// Calls a method. More calls than the peer takes at once wait for their turn.
-    ///
-    /// # Errors
-    /// When the arguments cannot be encoded, the call was answered with an error or not at all, or the answer is not an
-    /// `R`.
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the call; the method may have been executed.
-    pub async fn call<A, R>(&self, method: MethodId, args: &A) -> Result<R, CallError>
-    where
-        A: Serialize + ?Sized,
-        R: DeserializeOwned,
-    {
-        self.request(method, Metadata::new(), args).await?.decode()
+    /// Calls a method, whose arguments are a tuple or one value. What the call returns is an `R`; a method with errors of
+    /// its own is called with [`or_error`](Call::or_error). The client of a `#[tollway::service]` has a method for each.
+    pub fn call<A: Serialize + ?Sized, R>(&self, method: MethodId, args: &A) -> Call<'_, R> {
+        Call::new(&self.inner, method, args)
     }
+}
 
-    /// Calls a method with metadata, and returns the answer with what came along.
-    ///
-    /// # Errors
-    /// When the arguments cannot be encoded, or no answer comes. An answer that is an error is one for
-    /// [`Response::decode`] to tell.
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the call; the method may have been executed.
-    pub async fn request<A: Serialize + ?Sized>(
-        &self,
-        method: MethodId,
-        metadata: Metadata,
-        args: &A,
-    ) -> Result<Response, CallError> {
-        let encoded = encode(args)?;
-        let ConnectionInner { session, id, cell, .. } = &*self.inner;
-        CallFuture::new((&session.shared, cell), *id, method.0, metadata, encoded).await
+impl ConnectionInner {
+    pub(crate) fn money(&self) -> Option<MoneyCount> {
+        self.cell.shared.money(self.id, &self.cell)
     }
 }
 
@@ -124,8 +106,8 @@ impl fmt::Debug for Connection {
 
 impl Drop for ConnectionInner {
     fn drop(&mut self) {
-        if self.cell.end().is_none() {
-            self.session.shared.close_connection(self.id, Reason::new(code::NONE, ""));
+        if self.opener.is_some() && self.cell.end().is_none() {
+            self.cell.shared.close_connection(self.id, Reason::new(code::NONE, ""));
         }
     }
 }

@@ -25,7 +25,7 @@ use tollway_protocol::session::{Event, Machine, Role, WriteWatch};
 use tollway_protocol::time::Time;
 
 use crate::admission::Admission;
-use crate::auth::{Prover, SessionPeer, answer_challenge};
+use crate::auth::{Prover, answer_challenge};
 use crate::conduit::{ConduitError, FrameReader, FrameWriter, Received};
 use crate::handler::{Handler, Refused, ServedBody, start_and_poll};
 use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, ServiceEntry, Services};
@@ -49,7 +49,6 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Serving {
     pub(crate) services: Services,
     pub(crate) limits: ConnectionLimits,
-    pub(crate) peer: Arc<SessionPeer>,
     /// Bytes of the largest frame that this side takes, from the handshake on.
     pub(crate) max_frame: usize,
     /// What answers a challenge of the peer's.
@@ -327,11 +326,11 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     /// Does what must not be done under the lock: wakes, drops, user code. Returns whether handlers were polled.
     fn begin_work(&mut self, cx: &mut Context<'_>) -> bool {
         if let (Some(admission), Some(metadata)) = (&self.serving.admission, self.work.greeting.take()) {
-            tokio::spawn(admission.clone().admit(self.shared.clone(), self.serving.peer.clone(), metadata));
+            tokio::spawn(admission.clone().admit(self.shared.clone(), self.shared.peer().clone(), metadata));
         }
         if let Some(challenge) = self.work.challenge.take() {
-            let Serving { prover, peer, .. } = &self.serving;
-            tokio::spawn(answer_challenge(self.shared.clone(), prover.clone(), peer.clone(), challenge));
+            let (prover, peer) = (self.serving.prover.clone(), self.shared.peer().clone());
+            tokio::spawn(answer_challenge(self.shared.clone(), prover, peer, challenge));
         }
         self.work.tell(&self.shared);
         for request in self.work.opens.drain(..) {
@@ -354,13 +353,14 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
     }
 
     fn run_handler(&mut self, pending: PendingCall, clock: &mut Instant, cx: &mut Context<'_>) {
-        let PendingCall { entry, call, incoming, cancelled } = pending;
+        let PendingCall { call, incoming, cancelled } = pending;
+        let Some(entry) = incoming.context.cell.service.clone() else { return };
         let guard = entry.guard(incoming.method());
         let run_as = match entry.inline_within.is_some() && !cancelled {
             true => guard.decide(),
             false => RunAs::Spawned,
         };
-        let body = ServedBody { call, connection: incoming.connection(), bytes: incoming.payload.len() };
+        let body = ServedBody { call, connection: incoming.context.connection, bytes: incoming.payload.len() };
         if run_as == RunAs::Inline {
             let polled = start_and_poll(&entry, incoming, cx);
             let began = std::mem::replace(clock, Instant::now());

@@ -12,17 +12,24 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::session::{CallKey, CommandError};
 
-use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, ServiceEntry};
+use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, Scope, ServiceEntry};
 use crate::shared::Shared;
 
 /// Tells a handler that its caller has lost interest.
 #[derive(Debug, Default)]
 pub(crate) struct CancelFlag {
     raised: AtomicBool,
+    /// It was the call's deadline that raised it.
+    late: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
 impl CancelFlag {
+    /// Says before it is raised that the call's deadline is what raises it.
+    pub(crate) fn set_late(&self) {
+        self.late.store(true, Ordering::Release);
+    }
+
     pub(crate) fn raise(&self) {
         self.raised.store(true, Ordering::Release);
         let waker = self.waker.lock().take();
@@ -67,17 +74,17 @@ pub(crate) struct Refused {
 impl Refused {
     /// Answers with an error that says so, if anybody waits for it.
     pub(crate) fn answer(self, shared: &Arc<Shared>) {
-        let status = match &self.error {
+        let failure = match &self.error {
             CommandError::NoCall | CommandError::NoConnection(_) | CommandError::SessionEnded(_) => return,
-            CommandError::BodyTooLarge { .. } => Status::TooLarge,
-            _ => Status::HandlerFailed,
+            &CommandError::BodyTooLarge { bytes, limit } => Reply::too_large(bytes, limit),
+            _ => Reply::failed(),
         };
         tracing::warn!(error = %self.error, "a handler's answer cannot be sent");
         // Its bytes have gone back to the window.
         let body = ServedBody { bytes: 0, ..self.body };
         drop(self.slots);
         // Fails only if the connection has ended meanwhile.
-        let _ended = shared.respond(body, Reply::empty(status));
+        let _ended = shared.respond(body, failure);
     }
 }
 
@@ -87,11 +94,16 @@ pub(crate) fn start_and_poll(
     incoming: IncomingCall,
     cx: &mut Context<'_>,
 ) -> Result<Reply, BoxReply> {
+    let deadline = incoming.context.deadline;
     let first = std::panic::AssertUnwindSafe(|| {
+        // What a handler calls takes over its deadline; without one nothing is handed down.
+        let scope = Scope { deadline };
+        let entered = deadline.map(|_| scope.enter());
         let mut future = entry.service.call(incoming);
         // One that is done is dropped in here: its drop is user code, too.
         match future.as_mut().poll(cx) {
             Poll::Ready(reply) => Ok(reply),
+            Poll::Pending if entered.is_some() => Err(Box::pin(scope.hold(future)) as BoxReply),
             Poll::Pending => Err(future),
         }
     });
@@ -170,7 +182,8 @@ impl Future for Handler {
             if dropped.is_err() {
                 tracing::error!("a handler panicked while it was dropped");
             }
-            self.answer(Reply::empty(Status::Cancelled));
+            let late = self.cancelled.late.load(Ordering::Acquire);
+            self.answer(Reply::empty(if late { Status::DeadlineExceeded } else { Status::Cancelled }));
             return Poll::Ready(());
         }
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));

@@ -33,7 +33,13 @@ pub use incoming::{Acceptor, IncomingOpen};
 pub use relay::proxy_connections;
 pub use server::{Server, ServerConfig, ServerHandle, Stopped};
 pub use session::{OpenError, PROCESS_MEMORY, Session, SessionConfig, SessionError, process_memory};
+#[cfg(feature = "macros")]
+pub use tollway_macros::service;
 pub use tollway_protocol as protocol;
+
+#[doc(hidden)]
+#[cfg(feature = "macros")]
+pub use rpc::generated as __private;
 
 /// Compiles and runs the example in the README.
 #[cfg(doctest)]

@@ -13,7 +13,7 @@ use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::memory::MemoryPool;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{
-    CommandError, Config, ConnectionStats, LaneMode, Machine, PayerMoney, Role, SessionStats, WriteWatch,
+    CommandError, Config, ConnectionStats, LaneMode, Machine, Role, SessionStats, WriteWatch,
 };
 
 use crate::admission::Admission;
@@ -22,9 +22,8 @@ use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
 use crate::connection::Connection;
 use crate::driver::{Driver, Serving};
 use crate::observe::{Observer, Traffic};
-use crate::payment::Mailbox;
-use crate::rpc::Services;
-use crate::shared::{ConnectionCell, OpenAnswer, Shared};
+use crate::rpc::{Client, Service, ServiceEntry, Services};
+use crate::shared::{ConnectionCell, OpenAnswer, Opening, Shared};
 
 /// Bytes that the sessions of a process may grant together, unless their configuration names another pool: four sessions
 /// that use up the budget of a session. What is granted is not yet used, so it may be a large part of the memory.
@@ -166,11 +165,12 @@ impl Session {
                 Role::Initiator => Machine::initiator(protocol, now),
                 Role::Responder => Machine::responder(protocol, now),
             },
+            peer.clone(),
             opened,
         );
         let limits = config.connection_limits;
         let (services, prover, observer) = (config.services, config.prover, config.observer);
-        let serving = Serving { services, limits, peer: peer.clone(), max_frame, prover, admission };
+        let serving = Serving { services, limits, max_frame, prover, admission };
         let (reader, writer) = conduit.split();
         let driver = tokio::spawn(Driver::new(shared.clone(), serving, (role, watch), (reader, writer)));
         Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver, observer }
@@ -199,19 +199,37 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future closes the connection on both sides, even if it is accepted later.
     pub async fn open(&self, service: &str) -> Result<Connection, OpenError> {
-        Ok(self.open_with(service, self.inner.limits, Metadata::new(), None).await?.0)
+        Ok(self.open_with(Opening::of(service, self.inner.limits)).await?.0)
+    }
+
+    /// Opens a connection to an unpaid service, and serves one to the peer on the same connection: the peer's handlers call
+    /// it by [`CallContext::connection`](crate::rpc::CallContext::connection).
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Cancel safety
+    /// That of [`open`](Self::open).
+    pub async fn open_serving(&self, service: &str, serves: impl Service) -> Result<Connection, OpenError> {
+        let serves = Some(Arc::new(ServiceEntry::new(Arc::new(serves), None)));
+        Ok(self.open_with(Opening { serves, ..Opening::of(service, self.inner.limits) }).await?.0)
+    }
+
+    /// Opens a connection to an unpaid service, for its typed client.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Cancel safety
+    /// That of [`open`](Self::open).
+    pub async fn open_client<C: Client>(&self) -> Result<C, OpenError> {
+        self.open(C::NAME).await.map(C::from)
     }
 
     /// Opens a connection; the second value is the receipt of a paid one.
-    pub(crate) async fn open_with(
-        &self,
-        service: &str,
-        limits: ConnectionLimits,
-        metadata: Metadata,
-        paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
-    ) -> Result<(Connection, Bytes), OpenError> {
+    pub(crate) async fn open_with(&self, spec: Opening<'_>) -> Result<(Connection, Bytes), OpenError> {
         let shared = &self.inner.shared;
-        let (id, cell, answer) = shared.open(service, limits, metadata, paid, None)?;
+        let (id, cell, answer) = shared.open(spec)?;
         // From here a drop closes: before the answer, too.
         let abandon = Abandon { shared, id, cell: &cell, armed: true };
         match answer.await {

@@ -2,7 +2,8 @@
 //! [`Work`] for the driver.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -23,14 +24,12 @@ use crate::observe::Happened;
 use crate::payment::{OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
-    Aftermath, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, Response, ServiceEntry, StreamCore,
-    StreamError,
+    Aftermath, Answer, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore, StreamError,
 };
 use crate::shared::{ConnectionCell, OpenAnswer, Shared, State};
 
 /// A call that waits for its handler to start.
 pub(crate) struct PendingCall {
-    pub(crate) entry: Arc<ServiceEntry>,
     pub(crate) call: CallKey,
     pub(crate) incoming: IncomingCall,
     /// The caller lost interest before it could start.
@@ -205,8 +204,17 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             let streams = enter_streams(shared, state, connection, &slots);
             state.announced.insert(call, streams);
         }
-        Event::CallRequested(call) => settle_call(shared, serving, state, work, call),
+        Event::CallRequested(call) => settle_call(shared, state, work, call),
         Event::CallCancelled { call } => work.cancel(state, call),
+        Event::CallExpired { call, sent } => {
+            if let Some(slot) = waiting_slot(state, call) {
+                work.after.wake(slot.settle(Outcome::Expired(sent)));
+            }
+            if let Some(flag) = state.served.get(call) {
+                flag.set_late();
+            }
+            work.cancel(state, call);
+        }
         Event::CallAnswered(answer) => {
             let connection = answer.connection;
             let streams = enter_streams(shared, state, connection, &answer.slots);
@@ -215,7 +223,7 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             let IncomingResponse { call, status, metadata, charged, .. } = answer;
             match waiting_slot(state, call) {
                 Some(slot) => {
-                    let answer = Response { status, metadata, charged, payload, streams };
+                    let answer = Answer { status, metadata, charged, payload, streams };
                     work.after.wake(slot.settle(Outcome::Answered(answer)));
                 }
                 None => {
@@ -302,6 +310,15 @@ fn settle_stream(shared: &Arc<Shared>, state: &mut State, event: Event, work: &m
                 state.machine.stream_ready(stream);
             }
         }
+        Event::StreamExpired { stream } => {
+            let Some(core) = state.streams.get(stream).cloned() else { return };
+            core.fail(StreamError::DeadlineExceeded, &mut work.after);
+            let (ready, dropped) = core.handle_stopped(code::DEADLINE, &mut work.after);
+            forget_unannounced(state, work, dropped);
+            if ready {
+                state.machine.stream_ready(stream);
+            }
+        }
         Event::StreamCredit { stream, limit, .. } => {
             let Some(core) = state.streams.get(stream) else { return };
             match core.handle_credit(limit) {
@@ -336,8 +353,8 @@ fn settle_open(
 ) {
     let OpenDetails { service, .. } = &request;
     if let Some(acceptor) = serving.services.acceptor(service) {
-        state.connections.insert(connection, ConnectionCell::serving(None));
-        let (shared, own_limits, peer) = (shared.clone(), serving.limits, serving.peer.clone());
+        state.connections.insert(connection, ConnectionCell::new(shared, None));
+        let (shared, own_limits, peer) = (shared.clone(), serving.limits, shared.peer().clone());
         let open = IncomingOpen { shared, connection, request, own_limits, peer, answered: false };
         return work.incoming.push((acceptor.clone(), open));
     }
@@ -349,7 +366,7 @@ fn settle_open(
         state.machine.close(connection, reason);
         return;
     };
-    let cell = ConnectionCell::serving(Some(entry.clone()));
+    let cell = ConnectionCell::new(shared, Some(entry.clone()));
     state.connections.insert(connection, cell.clone());
     match &entry.payee {
         None => {
@@ -388,12 +405,12 @@ fn answer_open(state: &mut State, work: &mut Work, connection: ConnectionId, ans
     }
 }
 
-fn settle_call(shared: &Arc<Shared>, serving: &Serving, state: &mut State, work: &mut Work, call: Call) {
+fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: Call) {
     // Those of a call that waited for its price are there, perhaps with items.
     let announced = state.announced.remove(&call.call);
     let streams = announced.unwrap_or_else(|| enter_streams(shared, state, call.connection, &call.slots));
-    let entry = state.connections.get(&call.connection).and_then(|cell| cell.service.clone());
-    let Some(entry) = entry else {
+    let cell = state.connections.get(&call.connection).filter(|cell| cell.service.is_some()).cloned();
+    let Some(cell) = cell else {
         // A connection on which this side serves nothing.
         work.after.discard(streams);
         let spec = ResponseSpec {
@@ -407,16 +424,16 @@ fn settle_call(shared: &Arc<Shared>, serving: &Serving, state: &mut State, work:
         state.machine.consume_body(call.connection, call.payload.len());
         return;
     };
-    let incoming = IncomingCall {
+    let context = CallContext {
+        cell,
+        connection: call.connection,
         method: MethodId(call.method),
         metadata: call.metadata,
-        deadline: call.deadline,
-        payload: call.payload,
-        streams,
-        connection: call.connection,
-        peer: serving.peer.clone(),
+        deadline: call.deadline.and_then(|left| Instant::now().checked_add(left)),
+        token: OnceLock::new(),
     };
-    work.calls.push(PendingCall { entry, call: call.call, incoming, cancelled: false });
+    let incoming = IncomingCall { context, payload: call.payload, streams };
+    work.calls.push(PendingCall { call: call.call, incoming, cancelled: false });
 }
 
 /// Creates this side's end of the streams that the peer announced.

@@ -25,17 +25,19 @@ use tollway_protocol::session::{
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
 
+use crate::auth::SessionPeer;
 use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::observe::{Happened, ObservedCell, ObservedSession, Traffic};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::relay::Relay;
-use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
+use crate::rpc::{Aftermath, CallSlot, ConnectionData, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
 /// One session.
 pub(crate) struct Shared {
     state: Mutex<State>,
     /// The origin of the machine's time.
     start: Instant,
+    peer: Arc<SessionPeer>,
     end: OnceLock<SessionEnd>,
     ended: Notify,
     /// Notified when calls of this side have ended.
@@ -82,6 +84,24 @@ pub(crate) struct State {
     driver: Option<Waker>,
 }
 
+/// A connection to be opened.
+pub(crate) struct Opening<'a> {
+    pub(crate) service: &'a str,
+    /// What this side receives on it.
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) metadata: Metadata,
+    /// The credential of a paid one, how it is counted, and who hears of it.
+    pub(crate) paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
+    /// What this side serves on it.
+    pub(crate) serves: Option<Arc<ServiceEntry>>,
+}
+
+impl<'a> Opening<'a> {
+    pub(crate) fn of(service: &'a str, limits: ConnectionLimits) -> Self {
+        Opening { service, limits, metadata: Metadata::new(), paid: None, serves: None }
+    }
+}
+
 /// The answer to an open.
 pub(crate) enum OpenAnswer {
     Accepted { metadata: Metadata, receipt: Bytes },
@@ -89,19 +109,33 @@ pub(crate) enum OpenAnswer {
     Ended(ConnectionEnd),
 }
 
-/// What the handles of one connection share.
-#[derive(Default)]
+/// What the handles of one connection share, and its handlers.
 pub(crate) struct ConnectionCell {
+    /// The session's tables hold the cell until the connection ends, and so each other.
+    pub(crate) shared: Arc<Shared>,
     /// Boxed, because most cells are those of connections that are open.
     end: OnceLock<Box<(ConnectionEnd, Option<MoneyCount>)>>,
     ended: Notify,
     /// The service that this side serves on it.
     pub(crate) service: Option<Arc<ServiceEntry>>,
+    /// Made for the first handler that keeps something: an idle connection is a small entry.
+    data: OnceLock<Box<ConnectionData>>,
 }
 
 impl ConnectionCell {
-    pub(crate) fn serving(service: Option<Arc<ServiceEntry>>) -> Arc<Self> {
-        Arc::new(ConnectionCell { service, ..Default::default() })
+    pub(crate) fn new(shared: &Arc<Shared>, service: Option<Arc<ServiceEntry>>) -> Arc<Self> {
+        let (end, ended, data) = Default::default();
+        Arc::new(ConnectionCell { shared: shared.clone(), end, ended, service, data })
+    }
+
+    /// The other end of the conduit.
+    pub(crate) fn peer(&self) -> &SessionPeer {
+        &self.shared.peer
+    }
+
+    /// What handlers keep with the connection.
+    pub(crate) fn data(&self) -> &ConnectionData {
+        self.data.get_or_init(Box::default)
     }
 
     pub(crate) fn set_end(&self, end: ConnectionEnd, money: Option<MoneyCount>) {
@@ -181,7 +215,11 @@ impl State {
 }
 
 impl Shared {
-    pub(crate) fn new(make: impl FnOnce(Time) -> Machine, opened: oneshot::Sender<Metadata>) -> Arc<Self> {
+    pub(crate) fn new(
+        make: impl FnOnce(Time) -> Machine,
+        peer: Arc<SessionPeer>,
+        opened: oneshot::Sender<Metadata>,
+    ) -> Arc<Self> {
         let state = State {
             machine: make(Time::ZERO),
             slots: SlotMap::with_key(),
@@ -202,6 +240,7 @@ impl Shared {
         Arc::new(Shared {
             state: Mutex::new(state),
             start: Instant::now(),
+            peer,
             end: OnceLock::new(),
             ended: Notify::new(),
             call_gone: Notify::new(),
@@ -211,8 +250,18 @@ impl Shared {
         })
     }
 
+    /// The other end of the conduit.
+    pub(crate) fn peer(&self) -> &Arc<SessionPeer> {
+        &self.peer
+    }
+
     pub(crate) fn now(&self) -> Time {
         Time::since_origin(self.start.elapsed())
+    }
+
+    /// The machine's time of an instant.
+    pub(crate) fn time_of(&self, instant: Instant) -> Time {
+        Time::since_origin(instant.saturating_duration_since(self.start))
     }
 
     /// The instant of a machine's time on tokio's clock.
@@ -340,12 +389,9 @@ impl Shared {
     /// Sends an Open. The receiver gets the answer; dropping it early is up to the caller, who closes the connection.
     pub(crate) fn open(
         self: &Arc<Self>,
-        service: &str,
-        limits: ConnectionLimits,
-        metadata: Metadata,
-        paid: Option<(Bytes, PayerMoney, Arc<Mailbox>)>,
-        serves: Option<Arc<ServiceEntry>>,
+        spec: Opening<'_>,
     ) -> Result<(ConnectionId, Arc<ConnectionCell>, oneshot::Receiver<OpenAnswer>), CommandError> {
+        let Opening { service, limits, metadata, paid, serves } = spec;
         let (answer, answered) = oneshot::channel();
         let now = self.now();
         let mut state = self.lock();
@@ -354,7 +400,7 @@ impl Shared {
             None => (None, None),
         };
         let id = state.machine.open(now, service, limits, metadata, paid)?;
-        let cell = ConnectionCell::serving(serves);
+        let cell = ConnectionCell::new(self, serves);
         state.opens.insert(id, answer);
         state.connections.insert(id, cell.clone());
         if let Some(mailbox) = mailbox {
@@ -509,7 +555,7 @@ impl Shared {
         relay.enter(Side::Right, self, id);
         state.relays.insert(id, (relay.clone(), Side::Right));
         state.opens.insert(id, answer);
-        state.connections.insert(id, ConnectionCell::serving(None));
+        state.connections.insert(id, ConnectionCell::new(self, None));
         Self::unlock_and_kick(state);
         Ok(answered)
     }

@@ -33,7 +33,7 @@ impl Service for Mirror {
     }
 
     fn call(&self, call: IncomingCall) -> BoxReply {
-        let identity = call.identity();
+        let identity = call.context().identity();
         let shown = identity.map(|who| (who.name().to_owned(), who.method().to_owned(), who.data::<u32>().copied()));
         Reply::ok(&shown).boxed()
     }

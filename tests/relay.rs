@@ -66,7 +66,7 @@ impl Service for Kit {
         let id = call.method();
         Box::pin(async move {
             if id == method("echo") {
-                let metadata = call.metadata().clone();
+                let metadata = call.context().metadata().clone();
                 Reply::raw(call.payload().clone()).with_metadata(metadata)
             } else if id == method("count") {
                 Reply::ok(&count_to(call.args().unwrap()))
@@ -212,8 +212,8 @@ async fn metadata_passes_but_what_is_private_stays() {
         let kit = line.client.open("kit").await.unwrap();
         let mut metadata = Metadata::new().with("trace", "1");
         metadata.push(Entry { key: "token".into(), value: b"secret".to_vec(), flags: NO_PROPAGATE });
-        let answer = kit.request(method("echo"), metadata, &1u8).await.unwrap();
-        let entries: Vec<_> = answer.metadata().iter().map(|entry| entry.key.clone()).collect();
+        let answer = kit.call::<_, u8>(method("echo"), &1u8).with_metadata(metadata).response().await.unwrap();
+        let entries: Vec<_> = answer.metadata.iter().map(|entry| entry.key.clone()).collect();
         assert_eq!(entries, ["trace"], "what the server saw comes back");
     })
     .await;

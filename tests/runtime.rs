@@ -185,7 +185,7 @@ async fn use_everything((client, server): (Session, Session)) {
     assert_eq!(kit.closed().await, ConnectionEnd::Session(client.closed().await));
     assert!(matches!(
         kit.call::<_, ()>(method("echo"), &()).await,
-        Err(CallError::ConnectionEnded(ConnectionEnd::Session(_)))
+        Err(CallError::ConnectionClosed { cause: ConnectionEnd::Session(_), sent: false })
     ));
 }
 

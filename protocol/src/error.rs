@@ -221,6 +221,8 @@ pub mod code {
     pub const UNAUTHENTICATED: u32 = 27;
     /// It is known who the peer is, and it may not do this.
     pub const FORBIDDEN: u32 = 28;
+    /// The deadline of the stream's call has passed.
+    pub const DEADLINE: u32 = 29;
     /// The first code that is free for the application.
     pub const APPLICATION: u32 = 1024;
 }

@@ -52,18 +52,23 @@ pub struct ConnectionLimits {
     pub max_streams: u32,
 }
 
+impl ConnectionLimits {
+    /// What [`Default`] gives, for constants.
+    pub const DEFAULT: Self = ConnectionLimits {
+        max_item: 1 << 20,
+        max_body: 1 << 20,
+        window: 1 << 20,
+        // What a stream begins with: enough that one on the same machine rarely waits, and little enough for a
+        // thousand within the memory budget of a session. It grows while it is what holds the sender up.
+        stream_window: 256 << 10,
+        max_calls: 1_024,
+        max_streams: 1_024,
+    };
+}
+
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        ConnectionLimits {
-            max_item: 1 << 20,
-            max_body: 1 << 20,
-            window: 1 << 20,
-            // What a stream begins with: enough that one on the same machine rarely waits, and little enough for a
-            // thousand within the memory budget of a session. It grows while it is what holds the sender up.
-            stream_window: 256 << 10,
-            max_calls: 1_024,
-            max_streams: 1_024,
-        }
+        ConnectionLimits::DEFAULT
     }
 }
 

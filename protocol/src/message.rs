@@ -168,12 +168,16 @@ pub enum Status {
     Cancelled,
     /// The handler failed without an answer. Free of charge.
     HandlerFailed,
-    /// The answer is larger than what the caller receives.
+    /// The answer is larger than what the caller receives. Metadata: `bytes` and `limit`.
     TooLarge,
-    /// The payment for the call did not come.
+    /// The payment for the call did not come. Metadata: `spent` and `required`, what the payee counts and needs.
     PaymentFailed,
     /// The callee has no memory for the call now; no handler ran. Free of charge.
     AtCapacity,
+    /// The time that the caller gave the call has passed.
+    DeadlineExceeded,
+    /// The callee does not want to execute the call; no handler ran. Metadata: `code` and `text`, why.
+    Refused,
 }
 
 headers! {

@@ -29,7 +29,7 @@ use crate::time::Time;
 #[non_exhaustive]
 pub enum PeerEvent {
     /// Something of the session. Never `StreamItems`, `StreamCredit` or `StreamsAnnounced`, which end here; after
-    /// `StreamStopped` the Reset is on its way already.
+    /// `StreamStopped` and `StreamExpired` the Reset is on its way already.
     Session(Event),
     /// [`Peer::read`] has something new for this stream: an item, or its end.
     Readable(StreamKey),
@@ -265,6 +265,13 @@ impl Peer {
         self.forget_unannounced(dropped);
     }
 
+    /// The deadline of its call has passed: nothing more of it is sent or read.
+    fn expire(&mut self, stream: StreamKey) {
+        self.reset(stream, crate::error::code::DEADLINE);
+        let unread = self.receivers.get_mut(&stream).map(|receiver| receiver.stream.stop().1);
+        self.discard(unread.unwrap_or_default());
+    }
+
     /// Reads the next item of a receiving stream.
     pub fn read(&mut self, stream: StreamKey) -> Read {
         let Some(receiver) = self.receivers.get_mut(&stream).filter(|receiver| !receiver.stream.is_stopped()) else {
@@ -335,6 +342,7 @@ impl Peer {
                 None => self.machine.release_stream(held),
             },
             &Event::StreamStopped { stream, code } => self.reset(stream, code),
+            &Event::StreamExpired { stream } => self.expire(stream),
             &Event::StreamFailed { stream, held } => {
                 self.machine.release_stream(held);
                 // Its call may live on, and would wait for streams in items that nobody sends any more.

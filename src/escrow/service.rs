@@ -94,13 +94,10 @@ async fn open(endpoint: &Endpoint) -> Result<Connection, EscrowError> {
 }
 
 async fn ask<C: LedgerCall>(connection: &Connection, args: &C) -> Result<C::Answer, EscrowError> {
-    let call = connection.call::<C, C::Answer>(method_id(C::METHOD), args);
+    let call = connection.call::<C, C::Answer>(method_id(C::METHOD), args).or_error::<EscrowRefusal>();
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error @ CallError::App(_))) => match error.app::<EscrowRefusal>() {
-            Ok(refusal) => Err(EscrowError::Refused(refusal)),
-            Err(error) => Err(unavailable(error)),
-        },
+        Ok(Err(CallError::App(refusal))) => Err(EscrowError::Refused(refusal)),
         Ok(Err(error)) => Err(unavailable(error)),
         Err(elapsed) => Err(unavailable(elapsed)),
     }

@@ -72,7 +72,7 @@ impl Service for ObserveService {
     }
 
     fn call(&self, call: IncomingCall) -> BoxReply {
-        if !call.identity().is_some_and(|identity| (self.is_operator)(identity)) {
+        if !call.context().identity().is_some_and(|identity| (self.is_operator)(identity)) {
             return Reply::error(&Forbidden).boxed();
         }
         if call.method() == method("snapshot") {
@@ -124,7 +124,7 @@ impl ObserveClient {
     /// # Errors
     /// When this side is no operator, or the session is lost.
     pub async fn snapshot(&self) -> Result<Snapshot, ObserveError> {
-        self.connection.call(method("snapshot"), &()).await.map_err(failed)
+        self.connection.call(method("snapshot"), &()).or_error().await.map_err(failed)
     }
 
     /// Every event from now on: when this returns, the server has begun to keep them.
@@ -132,13 +132,10 @@ impl ObserveClient {
     /// # Errors
     /// When this side is no operator, or the session is lost.
     pub async fn subscribe(&self) -> Result<Rx<Note>, ObserveError> {
-        self.connection.call(method("subscribe"), &()).await.map_err(failed)
+        self.connection.call(method("subscribe"), &()).or_error().await.map_err(failed)
     }
 }
 
-fn failed(error: CallError) -> ObserveError {
-    match &error {
-        CallError::App(_) => Forbidden.into(),
-        _ => ObserveError::Call(error),
-    }
+fn failed(error: CallError<Forbidden>) -> ObserveError {
+    error.into_app().map_or_else(ObserveError::Call, ObserveError::Forbidden)
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tollway_protocol::error::{ConnectionEnd, Reason, code};
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::ChannelPhase;
 use tollway_protocol::payment::ledger_messages::{
     Close, LedgerIdentity, LedgerMessage, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw,
@@ -24,7 +23,7 @@ use crate::escrow::{Escrow, EscrowChannel, EscrowError, Ledger, LedgerConfig, Lo
 use crate::future::BoxFuture;
 use crate::rpc::{BoxReply, IncomingCall, MethodId, Reply, Rx, Service, Services, StreamError, stream};
 use crate::session::{OpenError, Session, SessionConfig};
-use crate::shared::Shared;
+use crate::shared::{Opening, Shared};
 use crate::store::{ChannelRecord, ChannelStore, ChannelWatch, MemoryStore, StoreError};
 
 pub(super) const PAYER: u8 = 1;
@@ -327,12 +326,12 @@ impl Raw {
         let money = PayerMoney { prices, received: units(received), mark: Amount::MAX, hold: Amount::MAX };
         let mailbox = Arc::new(Mailbox::default());
         let paid = (Bytes::from(credential), money, mailbox.clone());
-        let opened = session.open_with("shop", limits, Metadata::new(), Some(paid)).await;
+        let opened = session.open_with(Opening { paid: Some(paid), ..Opening::of("shop", limits) }).await;
         Ok(Raw { connection: opened?.0, mailbox, descriptor: descriptor.clone() })
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.connection.inner().session.shared
+        self.connection.shared()
     }
 
     pub(super) fn send(&self, message: &PaymentMessage) {

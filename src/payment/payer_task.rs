@@ -80,7 +80,7 @@ impl PayerTask {
     pub(super) fn new(opened: Opened, state: Arc<Mutex<PayerState>>, fail: watch::Sender<Option<WalletError>>) -> Self {
         let Opened { wallet, in_use, connection, terms, channel, mailbox, .. } = opened;
         PayerTask {
-            shared: connection.inner().session.shared.clone(),
+            shared: connection.shared().clone(),
             id: connection.id(),
             wallet,
             _in_use: in_use,

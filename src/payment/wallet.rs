@@ -10,7 +10,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tollway_protocol::error::code;
-use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::{
     Address, Amount, Binding, Challenge, ChannelId, Credential, CredentialDraft, Hash, PayerBook, PayerLimits,
     PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, SecretKey, SignedReceipt, Terms,
@@ -25,6 +24,7 @@ use super::wallet_error::WalletError;
 use super::wallet_store::{MemoryWallet, StoredReceipt, WalletChannel, WalletPhase, WalletStore};
 use super::windows::paid_limits;
 use crate::session::{OpenError, Session};
+use crate::shared::Opening;
 
 /// With no `max_ahead` given: so many of the dearest unit, and at least the price of [`DEFAULT_AHEAD_BYTES`].
 const DEFAULT_AHEAD_UNITS: u128 = 16;
@@ -375,10 +375,11 @@ impl Wallet {
         let money = PayerMoney { prices, received: book.received(), mark: Amount::ZERO, hold };
         let windows = paid_limits(&terms, limits.max_ahead);
         let paid = (Bytes::from(credential), money, mailbox.clone());
-        let (connection, receipt) = match session.open_with(service, windows, Metadata::new(), Some(paid)).await {
-            Ok(opened) => opened,
-            Err(error) => return self.learn(channel, error).await,
-        };
+        let (connection, receipt) =
+            match session.open_with(Opening { paid: Some(paid), ..Opening::of(service, windows) }).await {
+                Ok(opened) => opened,
+                Err(error) => return self.learn(channel, error).await,
+            };
         // Who cannot sign for the payee has accepted in its place: nothing is authorised. [pay.receipt.accept]
         let (signed, receipt) = accepted_by(&receipt, &channel)?;
         // What did not arrive before the break stands as lost in both books, or the channel is not used any more.
@@ -392,7 +393,7 @@ impl Wallet {
         book.record_connected(receipt.accepted);
         // The payee may hold the price of every call that it takes at once, and ask for what comes beyond.
         let dearest_call = terms.methods.iter().map(|method| method.price.call).max().unwrap_or_default();
-        let calls = u128::from(connection.inner().session.shared.max_calls(connection.id()));
+        let calls = u128::from(connection.shared().max_calls(connection.id()));
         book.record_open_reservations(dearest_call.checked_mul(calls).unwrap_or(Amount::MAX));
         let opened = Opened { wallet: self.clone(), in_use, connection, terms, channel, book, mailbox };
         Ok(Attempt::Opened(Box::new(PaidConnection::start(opened))))

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postcard::ser_flavors::Flavor;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tollway_protocol::message::Flow;
 
 use super::stream_core::{InboundStream, StreamCore};
@@ -205,7 +204,10 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Bytes, Outboun
 }
 
 /// Decodes all of a payload. Streams that the value does not take are ended.
-pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8], slots: Vec<InboundStream>) -> Result<T, DecodeError> {
+pub(crate) fn decode<'de, T: Deserialize<'de>>(
+    payload: &'de [u8],
+    slots: Vec<InboundStream>,
+) -> Result<T, DecodeError> {
     // Nearly no value has streams in it, and of those that have none nothing need be known.
     let scope = (!slots.is_empty()).then(|| Restore::enter(&DECODING, Some(slots.into_iter().map(Some).collect())));
     let decoded = postcard::take_from_bytes::<T>(payload).map_err(|error| DecodeError(error.to_string()));

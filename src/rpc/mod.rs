@@ -5,16 +5,32 @@
 
 mod call;
 mod codec;
+mod context;
+mod error;
+#[doc(hidden)]
+#[cfg(feature = "macros")]
+pub mod generated;
+mod method;
+mod scope;
 mod service;
 mod stream;
 mod stream_core;
+mod stream_traits;
 
-pub use call::{CallError, Response};
+pub use call::{Call, Client, Response};
 pub use codec::{DecodeError, EncodeError};
-pub use service::{BoxReply, IncomingCall, MAX_INLINE, MethodId, Reply, Service, Services};
+pub use context::{CallContext, ConnectionData};
+pub use error::{Body, CallError, Execution, NoError, UnpaidCounts};
+/// What an [`Rx`] is, and what a method of a service may return.
+pub use futures_core::Stream;
+/// What a [`Tx`] is.
+pub use futures_sink::Sink;
+pub use method::MethodId;
+pub use service::{Args, BoxReply, IncomingCall, MAX_INLINE, Reply, Service, Services};
 pub use stream::{Rx, StreamError, Tx, stream};
 
-pub(crate) use call::{CallFuture, CallSlot, Outcome};
-pub(crate) use codec::{OutboundSlots, encode};
+pub(crate) use call::{Answer, CallSlot, Outcome};
+pub(crate) use codec::OutboundSlots;
+pub(crate) use scope::Scope;
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
 pub(crate) use stream_core::{Aftermath, InboundStream, StreamCore};

@@ -11,31 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tollway_protocol::id::ConnectionId;
+use serde::{Deserialize, Serialize};
+use tollway_protocol::error::Reason;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
 
 use super::codec::{self, DecodeError, OutboundSlots};
+use super::context::CallContext;
+use super::error::detail;
+use super::method::MethodId;
 use super::stream_core::InboundStream;
-use crate::auth::{Identity, SessionPeer};
-use crate::conduit::PeerInfo;
 use crate::incoming::Acceptor;
 use crate::payment::Payee;
-
-/// The id of a method: the first 8 bytes, big-endian, of keccak256 over `service/version/method`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MethodId(pub u64);
-
-impl MethodId {
-    /// The id of a method of a version of a service.
-    pub fn of(service: &str, version: u32, method: &str) -> Self {
-        let hash = tollway_protocol::payment::keccak256(format!("{service}/{version}/{method}").as_bytes());
-        let [a, b, c, d, e, f, g, h, ..] = hash.0;
-        MethodId(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
-    }
-}
 
 /// The future of a reply.
 pub type BoxReply = Pin<Box<dyn Future<Output = Reply> + Send + 'static>>;
@@ -85,20 +73,15 @@ pub trait Service: Send + Sync + 'static {
 
 /// A call that the peer makes.
 pub struct IncomingCall {
-    pub(crate) method: MethodId,
-    pub(crate) metadata: Metadata,
-    pub(crate) deadline: Option<Duration>,
+    pub(crate) context: CallContext,
     pub(crate) payload: Bytes,
     pub(crate) streams: Vec<InboundStream>,
-    pub(crate) connection: ConnectionId,
-    pub(crate) peer: Arc<SessionPeer>,
 }
 
 impl fmt::Debug for IncomingCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IncomingCall")
-            .field("method", &self.method)
-            .field("connection", &self.connection)
+            .field("context", &self.context)
             .field("bytes", &self.payload.len())
             .finish_non_exhaustive()
     }
@@ -107,32 +90,12 @@ impl fmt::Debug for IncomingCall {
 impl IncomingCall {
     /// The method.
     pub fn method(&self) -> MethodId {
-        self.method
+        self.context.method
     }
 
-    /// The caller's metadata.
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-
-    /// The time that the caller leaves for the call, from its arrival.
-    pub fn deadline(&self) -> Option<Duration> {
-        self.deadline
-    }
-
-    /// The other end of the conduit.
-    pub fn peer(&self) -> &PeerInfo {
-        &self.peer.info
-    }
-
-    /// Who the peer has proved to be, if an [`Authenticator`](crate::auth::Authenticator) has decided about it.
-    pub fn identity(&self) -> Option<&Identity> {
-        self.peer.identity.get()
-    }
-
-    /// The connection.
-    pub fn connection(&self) -> ConnectionId {
-        self.connection
+    /// What is known of the call beside its arguments.
+    pub fn context(&self) -> &CallContext {
+        &self.context
     }
 
     /// The arguments as they came, without their streams.
@@ -146,6 +109,33 @@ impl IncomingCall {
     /// When the payload is not a `T`.
     pub fn args<T: DeserializeOwned>(self) -> Result<T, DecodeError> {
         codec::decode(&self.payload, self.streams)
+    }
+
+    /// Takes the arguments out, to be decoded where the context is used, too, or as values that borrow from them.
+    pub fn into_parts(self) -> (CallContext, Args) {
+        (self.context, Args { payload: self.payload, streams: self.streams })
+    }
+}
+
+/// The arguments of a call as they came.
+pub struct Args {
+    payload: Bytes,
+    streams: Vec<InboundStream>,
+}
+
+impl fmt::Debug for Args {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Args").field("bytes", &self.payload.len()).finish_non_exhaustive()
+    }
+}
+
+impl Args {
+    /// Decodes the arguments. Strings and bytes may be borrowed; streams are taken out, so that they are there once.
+    ///
+    /// # Errors
+    /// When the payload is not a `T`.
+    pub fn decode<'de, T: Deserialize<'de>>(&'de mut self) -> Result<T, DecodeError> {
+        codec::decode(&self.payload, std::mem::take(&mut self.streams))
     }
 }
 
@@ -202,6 +192,15 @@ impl Reply {
         Reply::empty(Status::InvalidPayload)
     }
 
+    /// The call is not executed, for this reason. Free of charge.
+    pub fn refused(reason: &Reason) -> Self {
+        Reply::empty(Status::Refused).with_metadata(detail::of_refusal(reason))
+    }
+
+    pub(crate) fn too_large(bytes: usize, limit: u32) -> Self {
+        Reply::empty(Status::TooLarge).with_metadata(detail::of_size(bytes, limit))
+    }
+
     /// The method's result, encoded already.
     pub fn raw(payload: Bytes) -> Self {
         Reply { payload, ..Reply::empty(Status::Ok) }
@@ -235,6 +234,11 @@ pub(crate) struct ServiceEntry {
 }
 
 impl ServiceEntry {
+    pub(crate) fn new(service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
+        let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
+        ServiceEntry { service, payee, inline_within, guards: Default::default() }
+    }
+
     /// Whether a first poll that took so long was short.
     pub(crate) fn is_short(&self, took: Duration) -> bool {
         self.inline_within.is_some_and(|limit| took <= limit)
@@ -287,8 +291,7 @@ impl Services {
 
     fn insert(mut self, service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
         let name = service.name().to_owned();
-        let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
-        let entry = ServiceEntry { service, payee, inline_within, guards: Default::default() };
+        let entry = ServiceEntry::new(service, payee);
         // Services are listed before they are shared, so this copies nothing as a rule.
         Arc::make_mut(&mut self.by_name).insert(name, Arc::new(entry));
         self
@@ -324,7 +327,7 @@ const MAX_GUARDS: usize = 4_096;
 /// Calls of a method for which handlers are spawned after one was found not to be short.
 const SPAWN_AFTER_LONG: u32 = 512;
 /// A first poll within this time is short by default: about what spawning a task costs on another core.
-const SHORT: Duration = Duration::from_micros(4);
+pub(super) const SHORT: Duration = Duration::from_micros(4);
 /// The most that a service may call short: a session that is held up for so long still answers its peer's pings in time.
 pub const MAX_INLINE: Duration = Duration::from_millis(100);
 

@@ -25,7 +25,7 @@ use crate::shared::Shared;
 
 /// Items between two charges to the cooperative budget of the task: each item is 15 ns, and one charge for each would
 /// make the task yield 4 times as often as others are helped by.
-const ITEMS_PER_BUDGET: u32 = 8;
+pub(super) const ITEMS_PER_BUDGET: u32 = 8;
 
 /// Why a stream ended before its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum StreamError {
     /// The connection or the session ended.
     #[error("the connection of the stream has ended")]
     ConnectionEnded,
+    /// The deadline of the stream's call has passed.
+    #[error("the deadline of the stream's call has passed")]
+    DeadlineExceeded,
     /// The call that was to carry the stream was never sent.
     #[error("the call that was to carry the stream was not sent")]
     NotSent,
@@ -62,6 +65,26 @@ pub enum StreamError {
     },
 }
 
+impl StreamError {
+    /// What a Reset of the peer's means. Its clock may be ahead of ours.
+    fn reset(code: u32) -> Self {
+        if code == tollway_protocol::error::code::DEADLINE {
+            StreamError::DeadlineExceeded
+        } else {
+            StreamError::Reset(code)
+        }
+    }
+
+    /// What a Stop means.
+    pub(super) fn stopped(code: u32) -> Self {
+        if code == tollway_protocol::error::code::DEADLINE {
+            StreamError::DeadlineExceeded
+        } else {
+            StreamError::Stopped(code)
+        }
+    }
+}
+
 /// Makes a stream. One half is to travel in a call, a result or an item; the other stays here.
 ///
 /// ```
@@ -78,9 +101,9 @@ pub fn stream<T>() -> (Tx<T>, Rx<T>) {
 /// Ends with [`finish`](Self::finish). Dropped without it, items that are not on their way are dropped too, and the
 /// receiver sees [`StreamError::Reset`]: a stream that broke off never looks complete.
 pub struct Tx<T> {
-    core: Arc<StreamCore>,
+    pub(super) core: Arc<StreamCore>,
     /// The outbox was full after the last item.
-    full: bool,
+    pub(super) full: bool,
     until_budget: u32,
     /// `fn(T)`: a `Tx` takes values and holds none.
     items: PhantomData<fn(T)>,
@@ -116,8 +139,26 @@ impl<T> Tx<T> {
         self.core.close_sender(Ending::Reset(code));
     }
 
+    /// Waits until nothing that is sent will be received any more: the receiver wants no more, the deadline of the call has
+    /// passed, or the connection ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn stopped(&mut self) {
+        let _why = std::future::poll_fn(|cx| self.poll_closed(cx)).await;
+    }
+
+    pub(super) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let mut state = self.core.state.lock();
+        if let Some(error) = state.sender_error() {
+            return Poll::Ready(error);
+        }
+        state.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Waits until there is room for an item, or the stream has ended.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.core.state.lock();
         let full = match &state.side {
             Side::Send(send) => send.buffered() >= OUTBOX_BYTES,
@@ -154,23 +195,7 @@ impl<T: Serialize> Tx<T> {
         self.push(&item)
     }
 
-    /// Waits until nothing that is sent will be received any more: the receiver wants no more, or the connection ended.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost when the future is dropped.
-    pub async fn stopped(&mut self) {
-        std::future::poll_fn(|cx| {
-            let mut state = self.core.state.lock();
-            if state.stopped.is_some() || state.failed.is_some() {
-                return Poll::Ready(());
-            }
-            state.waker = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn push(&mut self, item: &T) -> Result<(), StreamError> {
+    pub(super) fn push(&mut self, item: &T) -> Result<(), StreamError> {
         let mut scratch = SCRATCH.take();
         scratch.clear();
         scratch.resize(PREFIX_ROOM, 0);
@@ -224,11 +249,8 @@ impl<T: Serialize> Tx<T> {
 
     fn push_with(&mut self, bytes: usize, push: impl FnOnce(&mut SendStream) -> bool) -> Result<Bound, StreamError> {
         let mut state = self.core.state.lock();
-        if let Some(code) = state.stopped {
-            return Err(StreamError::Stopped(code));
-        }
-        if let Some(error) = &state.failed {
-            return Err(error.clone());
+        if let Some(error) = state.sender_error() {
+            return Err(error);
         }
         if bytes > state.max_item as usize {
             return Err(StreamError::ItemTooLarge { bytes, limit: state.max_item });
@@ -259,7 +281,9 @@ pub struct Rx<T> {
     slots: Vec<InboundStream>,
     /// Credit and items of the run, given back when it is read.
     taken: (u64, u64),
-    until_budget: u32,
+    pub(super) until_budget: u32,
+    /// As a `Stream` it has said its last error or its end.
+    pub(super) ended: bool,
     items: PhantomData<fn() -> T>,
 }
 
@@ -272,11 +296,11 @@ impl<T> fmt::Debug for Rx<T> {
 impl<T> Rx<T> {
     fn new(core: Arc<StreamCore>) -> Self {
         let (run, slots) = (None, Vec::new());
-        Rx { core, run, slots, taken: (0, 0), until_budget: ITEMS_PER_BUDGET, items: PhantomData }
+        Rx { core, run, slots, taken: (0, 0), until_budget: ITEMS_PER_BUDGET, ended: false, items: PhantomData }
     }
 
     /// Gives the credit of a run that was read back, and takes the next one.
-    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
+    pub(super) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
         let (credit, items) = std::mem::take(&mut self.taken);
         let mut state = self.core.state.lock();
         let mut grant: Option<Grant> = None;
@@ -290,7 +314,7 @@ impl<T> Rx<T> {
         let answer = match (&next, ending, &state.failed) {
             (Some(_), _, _) => Poll::Ready(Ok(true)),
             (None, Some(Ending::End), _) => Poll::Ready(Ok(false)),
-            (None, Some(Ending::Reset(code)), _) => Poll::Ready(Err(StreamError::Reset(code))),
+            (None, Some(Ending::Reset(code)), _) => Poll::Ready(Err(StreamError::reset(code))),
             (None, None, Some(error)) => Poll::Ready(Err(error.clone())),
             (None, None, None) => {
                 state.waker = Some(cx.waker().clone());
@@ -331,17 +355,23 @@ impl<T: DeserializeOwned> Rx<T> {
             tokio::task::consume_budget().await;
         }
         loop {
-            if let Some(run) = &mut self.run {
-                let slots = &mut self.slots;
-                if let Some(decoded) = run.read_next(|item| codec::decode(item, std::mem::take(slots))) {
-                    return Ok(Some(decoded?));
-                }
-                self.run = None;
+            if let Some(item) = self.next_of_run() {
+                return item.map(Some);
             }
             if !std::future::poll_fn(|cx| self.poll_run(cx)).await? {
                 return Ok(None);
             }
         }
+    }
+
+    /// The next item of the run that is being read; it needs no lock.
+    pub(super) fn next_of_run(&mut self) -> Option<Result<T, StreamError>> {
+        let slots = &mut self.slots;
+        let decoded = self.run.as_mut()?.read_next(|item| codec::decode(item, std::mem::take(slots)));
+        if decoded.is_none() {
+            self.run = None;
+        }
+        decoded.map(|decoded| decoded.map_err(StreamError::Decode))
     }
 }
 

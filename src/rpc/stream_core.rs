@@ -51,6 +51,13 @@ pub(super) struct CoreState {
     pub(super) arrived: FxHashMap<StreamKey, InboundStream>,
 }
 
+impl CoreState {
+    /// Why the sender need not go on.
+    pub(super) fn sender_error(&self) -> Option<StreamError> {
+        self.failed.clone().or(self.stopped.map(StreamError::stopped))
+    }
+}
+
 /// What both halves and the session share of one stream.
 pub(crate) struct StreamCore {
     pub(super) state: Mutex<CoreState>,

@@ -74,14 +74,12 @@ pub(crate) struct Received {
 /// When the payee does not serve it, or the connection ends.
 pub(crate) async fn request(connection: &Connection, name: &str) -> Result<Incoming, TransferError> {
     let asked = Instant::now();
-    match connection.call::<_, FileReply>(method(), name).await {
-        Ok(FileReply { size, chunks }) => Ok(Incoming { size, chunks, asked }),
-        Err(error @ CallError::App(_)) => match error.app() {
-            Ok(error) => Err(TransferError::Refused { name: name.to_owned(), error }),
-            Err(error) => Err(error.into()),
-        },
-        Err(error) => Err(error.into()),
-    }
+    let call = connection.call::<_, FileReply>(method(), name).or_error::<FileError>();
+    let FileReply { size, chunks } = call.await.map_err(|error| match error.into_app() {
+        Ok(error) => TransferError::Refused { name: name.to_owned(), error },
+        Err(error) => TransferError::Call(error),
+    })?;
+    Ok(Incoming { size, chunks, asked })
 }
 
 impl Incoming {

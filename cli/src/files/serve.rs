@@ -34,7 +34,7 @@ impl Service for FileService {
         if call.method() != method() {
             return Reply::unknown_method().boxed();
         }
-        let (shelf, peer) = (self.shelf.clone(), call.peer().to_string());
+        let (shelf, peer) = (self.shelf.clone(), call.context().peer().to_string());
         Box::pin(async move {
             let name: String = match call.args() {
                 Ok(name) => name,

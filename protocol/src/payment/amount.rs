@@ -38,6 +38,39 @@ impl Amount {
         self.0 == 0
     }
 
+    /// What [`FromStr`] does, for constants.
+    ///
+    /// # Errors
+    /// When the text is not a number of decimal digits below 2^128.
+    pub const fn parse(text: &str) -> Result<Self, ParseAmountError> {
+        let mut digits = text.as_bytes();
+        if digits.is_empty() {
+            return Err(ParseAmountError::Empty);
+        }
+        let mut units = Some(0u128);
+        while let [digit, rest @ ..] = digits {
+            if !digit.is_ascii_digit() {
+                return Err(ParseAmountError::NotADigit);
+            }
+            let digit = Amount(digit.saturating_sub(b'0') as u128);
+            units = match units {
+                Some(units) => match Amount(units).checked_mul(10) {
+                    Some(tenfold) => match tenfold.checked_add(digit) {
+                        Some(sum) => Some(sum.0),
+                        None => None,
+                    },
+                    None => None,
+                },
+                None => None,
+            };
+            digits = rest;
+        }
+        match units {
+            Some(units) => Ok(Amount(units)),
+            None => Err(ParseAmountError::TooLarge),
+        }
+    }
+
     /// The sum, or `None` above [`Amount::MAX`].
     pub const fn checked_add(self, other: Amount) -> Option<Amount> {
         match self.0.checked_add(other.0) {
@@ -110,13 +143,7 @@ impl FromStr for Amount {
     type Err = ParseAmountError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() {
-            return Err(ParseAmountError::Empty);
-        }
-        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(ParseAmountError::NotADigit);
-        }
-        text.parse().map(Amount).map_err(|_| ParseAmountError::TooLarge)
+        Amount::parse(text)
     }
 }
 

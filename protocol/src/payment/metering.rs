@@ -10,9 +10,6 @@
 //! over the response and all streams of the call; each charge is the difference to the charge before, so that rounding
 //! happens once for each call and direction, however the bytes were cut into frames. `[pay.meter.rounding]`
 
-use core::fmt;
-use core::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use super::Amount;
@@ -39,54 +36,6 @@ impl Rate {
         let product = budget.units().saturating_mul(u128::from(self.per_bytes.get()));
         // A free rate affords every number of bytes.
         product.checked_div(self.amount.units()).map_or(u64::MAX, |bytes| u64::try_from(bytes).unwrap_or(u64::MAX))
-    }
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.per_bytes.get() {
-            1 => write!(f, "{}/B", self.amount),
-            0x400 => write!(f, "{}/KiB", self.amount),
-            0x10_0000 => write!(f, "{}/MiB", self.amount),
-            0x4000_0000 => write!(f, "{}/GiB", self.amount),
-            bytes => write!(f, "{}/{}B", self.amount, bytes),
-        }
-    }
-}
-
-/// A text that is not a rate such as `25/KiB`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ParseRateError {
-    /// There is no `/`.
-    #[error("a rate is AMOUNT/UNIT, such as 25/KiB")]
-    NoSlash,
-    /// The part before the `/` is no amount.
-    #[error(transparent)]
-    Amount(#[from] super::ParseAmountError),
-    /// The part after the `/` is no unit.
-    #[error("the unit of a rate is one of B, KiB, MiB, GiB, or a number of bytes such as 100B")]
-    Unit,
-}
-
-impl FromStr for Rate {
-    type Err = ParseRateError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (amount, unit) = text.split_once('/').ok_or(ParseRateError::NoSlash)?;
-        let bytes = match unit {
-            "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            other => other
-                .strip_suffix('B')
-                .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-                .and_then(|digits| digits.parse().ok())
-                .ok_or(ParseRateError::Unit)?,
-        };
-        let per_bytes = core::num::NonZeroU64::new(bytes).ok_or(ParseRateError::Unit)?;
-        Ok(Rate { amount: amount.parse()?, per_bytes })
     }
 }
 

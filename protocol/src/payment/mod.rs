@@ -12,6 +12,7 @@ pub mod ledger_messages;
 mod message;
 mod metering;
 mod payer;
+mod price_text;
 mod receipt;
 mod record;
 mod signature;
@@ -29,11 +30,12 @@ pub use eip712::keccak256;
 pub use key::{SecretKey, SecretKeyError};
 pub use ledger_messages::LedgerIdentity;
 pub use message::{MAX_PAYMENT_MESSAGE_BYTES, PaymentMessage, Quote};
-pub use metering::{CallMeter, ParseRateError, Price, Rate, Usage};
+pub use metering::{CallMeter, Price, Rate, Usage};
 pub use payer::{
     Decline, DeclineReason, NeedAnswer, PayerBook, PayerLimits, PayerSnapshot, ResumeRefusal, SignError,
     UnworkableTerms,
 };
+pub use price_text::{ParsePriceError, ParseRateError, parse_bytes};
 pub use receipt::{MAX_RECEIPT_BYTES, Receipt, ReceiptError, ReceiptStatus, SignedReceipt};
 pub use record::{RecordError, VoucherRecord, VoucherVerdict, check_record};
 pub use signature::{ParseSignatureError, Signature, SignatureError, Verifier};

@@ -362,6 +362,9 @@ impl Machine {
                 self.outbox.enter_ring(id, connection);
             }
         }
+        if let Some(deadline) = spec.deadline {
+            self.watch_deadline(call, deadline);
+        }
         Ok((call, slots))
     }
 

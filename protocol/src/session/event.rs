@@ -129,6 +129,14 @@ pub enum Event {
         /// The call.
         call: CallKey,
     },
+    /// The deadline of a call of either direction has passed. A call of ours is being cancelled; one of the peer's must
+    /// still be answered, if it was not.
+    CallExpired {
+        /// The call.
+        call: CallKey,
+        /// A call of ours: whether it was on its way.
+        sent: bool,
+    },
     /// Our call was answered.
     CallAnswered(IncomingResponse),
     /// Our call has ended: its answer came before, and all its streams have ended.
@@ -192,6 +200,12 @@ pub enum Event {
         stream: StreamKey,
         /// See [`Event::StreamEnded`].
         held: u64,
+    },
+    /// A stream of either direction ends with its call's deadline: a sending one is to be reset, a receiving one is being
+    /// stopped.
+    StreamExpired {
+        /// The stream.
+        stream: StreamKey,
     },
     /// A payment message.
     Payment {

@@ -16,6 +16,7 @@ use crate::error::{Violation, code};
 use crate::id::ConnectionId;
 use crate::limits::ITEM_OVERHEAD;
 use crate::message::{Flow, Status};
+use crate::metadata::Metadata;
 use crate::stream::{Grant, StreamKey};
 use crate::time::Time;
 
@@ -201,7 +202,7 @@ impl Machine {
         let bytes = incoming.payload.len();
         incoming.payload = Bytes::new();
         self.return_window(incoming.connection, bytes);
-        self.fail_unstarted(incoming, Status::AtCapacity);
+        self.fail_unstarted(incoming, Status::AtCapacity, Metadata::new());
     }
 
     /// The status and payload of an answer: what has no room is dropped.

@@ -15,6 +15,7 @@
 mod budget;
 mod commands;
 mod connection;
+mod deadline;
 mod event;
 #[cfg(test)]
 mod exhaustion_tests;
@@ -56,6 +57,7 @@ use crate::stream::StreamKey;
 use crate::time::Time;
 use budget::Budgets;
 use connection::{Call, Connection, PeerIds, StreamEntry};
+use deadline::Deadlines;
 use outbox::Outbox;
 use timers::Timers;
 
@@ -194,6 +196,7 @@ pub struct Machine {
     streams: SlotMap<StreamKey, StreamEntry>,
     outbox: Outbox,
     timers: Timers,
+    deadlines: Deadlines,
     budgets: Budgets,
     /// What the peer may make us hold.
     ledger: Ledger,
@@ -256,6 +259,7 @@ impl Machine {
             calls: SlotMap::with_key(),
             streams: SlotMap::with_key(),
             outbox: Outbox::default(),
+            deadlines: Deadlines::default(),
             events: VecDeque::new(),
             hello: None,
             proving: Proving::Not,
@@ -293,7 +297,10 @@ impl Machine {
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.phase {
             Phase::Ended(_) => None,
-            _ => self.timers.next(self.connections.is_empty()),
+            _ => {
+                let session = self.timers.next(self.connections.is_empty());
+                session.into_iter().chain(self.deadlines.next()).min()
+            }
         }
     }
 

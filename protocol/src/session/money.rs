@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::event::IncomingCall;
 use super::outbox::Body;
+use crate::metadata::Metadata;
 use crate::payment::{Amount, Price};
 use crate::stream::StreamKey;
 
@@ -160,6 +161,13 @@ impl Payee {
     /// What is needed beyond all that is spent, while something waits.
     pub(super) fn needed(&self) -> Option<Amount> {
         self.needed.map(|cost| self.held.saturating_add(cost))
+    }
+
+    /// What the answer to a call states that ends for want of `cost`: what is spent, and what would have had to be
+    /// authorised.
+    pub(super) fn unpaid(&self, cost: Amount) -> Metadata {
+        let required = self.spent.saturating_add(self.held).saturating_add(cost);
+        Metadata::new().with("spent", self.spent.to_string()).with("required", required.to_string())
     }
 
     pub(super) const fn is_stopped(&self) -> bool {

@@ -10,6 +10,7 @@ use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
 use crate::error::Violation;
 use crate::frame::Lane;
 use crate::message::{Cancel, Done, Header, Request, Response, Status};
+use crate::metadata::Metadata;
 use crate::payment::{Amount, CallMeter, Usage};
 
 fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
@@ -55,12 +56,16 @@ impl Machine {
             connection.active().served.insert(request.call, call);
         }
         let slots = self.register_slots(call, &request.slots)?;
+        let time_left = request.deadline_us.map(Duration::from_micros);
+        if let Some(left) = time_left {
+            self.watch_deadline(call, self.timers.last_received().after(left));
+        }
         let room = self.ledger.try_charge(payload.len() as u64);
         let incoming = IncomingCall {
             connection: id,
             call,
             method: request.method,
-            deadline: request.deadline_us.map(Duration::from_micros),
+            deadline: time_left,
             metadata: request.metadata,
             payload,
             slots,
@@ -79,14 +84,16 @@ impl Machine {
         let price = self.calls.get(incoming.call).and_then(|call| call.price);
         let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
         if let (Some(price), Some(Money::Payee(payee))) = (price, money) {
-            if payee.is_stopped() {
-                return self.fail_unstarted(incoming, Status::PaymentFailed);
-            }
             let cost = payee.prices.price(price).call;
+            if payee.is_stopped() {
+                let counts = payee.unpaid(cost);
+                return self.fail_unstarted(incoming, Status::PaymentFailed, counts);
+            }
             if !cost.is_zero() {
                 if payee.is_blocked() || !payee.hold(cost) {
                     if payee.has_given_up() {
-                        return self.fail_unstarted(incoming, Status::PaymentFailed);
+                        let counts = payee.unpaid(cost);
+                        return self.fail_unstarted(incoming, Status::PaymentFailed, counts);
                     }
                     if is_new && !incoming.slots.is_empty() {
                         // Its items may come before it does.
@@ -191,12 +198,12 @@ impl Machine {
         {
             // No handler has seen it, so nothing is charged.
             if let Some(waiting) = payee.calls.remove(at) {
-                self.fail_unstarted(waiting, Status::Cancelled);
+                self.fail_unstarted(waiting, Status::Cancelled, Metadata::new());
             }
             self.resume_paid(cancel.connection);
             return Ok(());
         }
-        self.cancel_unpaid_response(call, cancel.connection);
+        self.cancel_unpaid_response(call, cancel.connection, Status::Cancelled);
         self.events.push_back(Event::CallCancelled { call });
         Ok(())
     }

@@ -165,6 +165,7 @@ impl Machine {
         if self.connections.is_empty() && self.timers.idle().is_some_and(|deadline| deadline <= now) {
             return self.finish_late(SessionEnd::Idle);
         }
+        self.expire_calls(now);
         if self.timers.keepalive() <= now {
             if self.timers.unanswered().is_some() {
                 return self.finish_late(SessionEnd::PeerSilent);

@@ -206,6 +206,11 @@ impl Machine {
             let body = active.requests.pop_front()?;
             let BodyKind::Request { method, deadline } = body.kind else { continue };
             let Some(call) = self.calls.get_mut(body.call) else { continue };
+            // Too late to be sent: the peer would be asked for what nobody waits for. [call.deadline]
+            if deadline.is_some_and(|at| at <= now) {
+                self.expire_call(body.call);
+                continue;
+            }
             let Some(call_id) = connection.own_calls.take().map(CallId) else {
                 self.calls.remove(body.call);
                 self.events.push_back(Event::CallFailed { call: body.call });
@@ -292,7 +297,7 @@ impl Machine {
         let Some(charge) = self.charge_of(id, body.call) else { return Some(body) };
         let unused = charge.meter.usage() == Usage::default();
         let started = !charge.held.is_zero() || charge.price.call.is_zero();
-        let chargeable = matches!(status, Status::Ok | Status::AppError | Status::Cancelled);
+        let chargeable = matches!(status, Status::Ok | Status::AppError | Status::Cancelled | Status::DeadlineExceeded);
         if unused && (!started || !chargeable) {
             // The payee's own failure, and a call that no handler saw, are free. [pay.call.free-failure]
             self.release(id, body.call, charge.held);
@@ -308,7 +313,8 @@ impl Machine {
         let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
         if let Some(Money::Payee(payee)) = self.connections.get_mut(&id)?.money.as_deref_mut() {
             if payee.has_given_up() {
-                self.replace_response(id, body, Status::PaymentFailed);
+                let counts = payee.unpaid(cost);
+                self.replace_response(id, body, Status::PaymentFailed, counts);
                 return None;
             }
             payee.responses.push_back(body);

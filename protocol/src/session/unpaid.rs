@@ -79,12 +79,12 @@ impl Machine {
     }
 
     /// Answers a call that was never delivered. Its streams are unknown to the handler, so they end here.
-    pub(super) fn fail_unstarted(&mut self, waiting: IncomingCall, status: Status) {
+    pub(super) fn fail_unstarted(&mut self, waiting: IncomingCall, status: Status, metadata: Metadata) {
         let (call, connection) = (waiting.call, waiting.connection);
         self.consume_body(connection, waiting.payload.len());
         self.fail_ended_slots(&waiting);
         let streams = self.streams_of(call, connection);
-        self.push_response(call, status, Metadata::new(), Bytes::new(), Vec::new());
+        self.push_response(call, status, metadata, Bytes::new(), Vec::new());
         for stream in streams {
             self.discard_stream(stream);
             // What is left of it counts until it ends, or was read.
@@ -105,24 +105,24 @@ impl Machine {
 
     /// An answer that waits for money which the caller no longer wants to pay gives way to one that costs no more than
     /// what was held for the call.
-    pub(super) fn cancel_unpaid_response(&mut self, call: CallKey, id: ConnectionId) {
+    pub(super) fn cancel_unpaid_response(&mut self, call: CallKey, id: ConnectionId, status: Status) {
         let money = self.connections.get_mut(&id).and_then(|live| live.money.as_deref_mut());
         if let Some(Money::Payee(payee)) = money
             && let Some(at) = payee.responses.iter().position(|waiting| waiting.call == call)
             && let Some(body) = payee.responses.remove(at)
         {
-            self.replace_response(id, body, Status::Cancelled);
+            self.replace_response(id, body, status, Metadata::new());
             self.resume_paid(id);
         }
     }
 
     /// Replaces an answer that cannot be paid by one that can. The streams that it would have announced fail.
-    pub(super) fn replace_response(&mut self, id: ConnectionId, body: Body, status: Status) {
+    pub(super) fn replace_response(&mut self, id: ConnectionId, body: Body, status: Status, metadata: Metadata) {
         for stream in body.slots {
             self.fail_removed(stream);
         }
         let kind = BodyKind::Response { status };
-        let replaced = Body { kind, metadata: Metadata::new(), payload: Bytes::new(), slots: Vec::new(), ..body };
+        let replaced = Body { kind, metadata, payload: Bytes::new(), slots: Vec::new(), ..body };
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.active().responses.push_back(replaced);
         }

@@ -4,6 +4,7 @@
 mod abuse;
 mod calls;
 mod connections;
+mod deadlines;
 mod handshake;
 mod hostile;
 mod memory;

@@ -176,6 +176,8 @@ fn charged_in_response_and_done_is_what_the_payer_counted() {
         (Status::InvalidPayload, true),
         (Status::TooLarge, true),
         (Status::PaymentFailed, true),
+        (Status::DeadlineExceeded, false),
+        (Status::Refused, true),
     ] {
         for method in [FREE, CALL, ITEM, ALL, BYTES] {
             pair.call(A, id, method, b"");
@@ -388,7 +390,11 @@ fn a_close_stops_all_that_costs_something_once_its_calls_have_ended() {
         pair.call(A, id, method, b"");
         pair.run();
         assert!(pair.requests(B).is_empty(), "no handler starts");
-        assert_eq!(pair.responses(A).pop().unwrap().status, Status::PaymentFailed);
+        let answer = pair.responses(A).pop().unwrap();
+        assert_eq!(answer.status, Status::PaymentFailed);
+        let [spent, required] = ["spent", "required"].map(|key| answer.metadata.value(key).unwrap());
+        assert_eq!(spent, b"11", "both counts can be compared");
+        assert_ne!(required, b"");
     }
     pair.call(A, id, FREE, b"");
     pair.run();

@@ -1,0 +1,319 @@
+//! A service as Rust: the trait, its client, its server and its price list.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Attribute, Ident, Type};
+
+use crate::parse::{Method, Returns, Service};
+
+pub(crate) fn expand(service: &Service) -> TokenStream {
+    let parts = [definition(service), client(service), server(service), price_list(service)];
+    quote!(#(#parts)*)
+}
+
+/// A name that no argument can hide.
+fn own(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
+}
+
+fn client_name(service: &Service) -> Ident {
+    format_ident!("{}Client", service.ident)
+}
+
+fn server_name(service: &Service) -> Ident {
+    format_ident!("{}Server", service.ident)
+}
+
+/// The attributes that say something about a method wherever it stands.
+fn carried(attributes: &[Attribute]) -> impl Iterator<Item = &Attribute> {
+    attributes.iter().filter(|it| ["doc", "cfg", "deprecated"].iter().any(|name| it.path().is_ident(name)))
+}
+
+/// The trait, whose futures and streams are `Send`.
+fn definition(service: &Service) -> TokenStream {
+    let Service { attributes, visibility, ident, supertraits, .. } = service;
+    let methods = service.methods.iter().map(|method| {
+        let Method { attributes, ident, context, arguments, is_async, output, .. } = method;
+        let (names, types): (Vec<_>, Vec<_>) = context.iter().chain(arguments).map(|(name, of)| (name, of)).unzip();
+        let output = match (&method.returns, &method.error) {
+            (Returns::Value(_), _) => quote!(#output),
+            (Returns::Stream(_), None) => quote!(#output + ::core::marker::Send),
+            (Returns::Stream(_), Some(error)) => {
+                let value = stream_in_result(method);
+                quote!(::core::result::Result<#value + ::core::marker::Send, #error>)
+            }
+        };
+        let returned = match is_async {
+            true => quote!(impl ::core::future::Future<Output = #output> + ::core::marker::Send),
+            false => output,
+        };
+        let body = match &method.default {
+            Some(body) if *is_async => quote!({ async move #body }),
+            Some(body) => quote!(#body),
+            None => quote!(;),
+        };
+        quote!(#(#attributes)* #[allow(clippy::manual_async_fn)] fn #ident(&self #(, #names: #types)*) -> #returned #body)
+    });
+    let bounds = supertraits.iter();
+    quote! {
+        #(#attributes)*
+        #visibility trait #ident: #(#bounds +)* ::core::marker::Send + ::core::marker::Sync + 'static {
+            #(#methods)*
+        }
+    }
+}
+
+/// The `impl Stream` inside a `Result`.
+fn stream_in_result(method: &Method) -> TokenStream {
+    let output: Type = syn::parse2(method.output.clone()).expect("it was parsed before");
+    let Type::Path(path) = output else { unreachable!("a result is a path") };
+    let last = path.path.segments.last().expect("a path has segments");
+    let syn::PathArguments::AngleBracketed(arguments) = &last.arguments else { unreachable!("a result has types") };
+    let first = arguments.args.first();
+    quote!(#first)
+}
+
+fn method_const(method: &Method) -> Ident {
+    // Prefixed, so that a method `name` does not hide the `NAME` of the client.
+    format_ident!("METHOD_{}", method.ident.to_string().trim_start_matches("r#").to_uppercase())
+}
+
+/// The ids of the methods. They are the client's, since no constant of a generic type can be a pattern.
+fn ids(service: &Service) -> impl Iterator<Item = TokenStream> {
+    service.methods.iter().map(|method| {
+        let (conditions, id, (name, version)) =
+            (method.conditions(), method_const(method), (&service.name, service.version));
+        let method = method.ident.to_string();
+        let method = method.trim_start_matches("r#");
+        quote! {
+            #(#conditions)*
+            const #id: ::tollway::rpc::MethodId = ::tollway::rpc::MethodId::of(#name, #version, #method);
+        }
+    })
+}
+
+fn client(service: &Service) -> TokenStream {
+    let Service { visibility, ident, name, version, .. } = service;
+    let client = client_name(service);
+    let docs =
+        format!("A client of the service `{name}`, version {version}: calls the methods of [`{ident}`] at the peer.");
+    let ids = ids(service);
+    let methods = service.methods.iter().map(|method| {
+        let (attributes, ident, id) = (carried(&method.attributes), &method.ident, method_const(method));
+        let names: Vec<_> = method.arguments.iter().map(|(name, _)| name).collect();
+        let types = method.arguments.iter().map(|(_, of)| of);
+        let value = match &method.returns {
+            Returns::Value(of) => quote!(#of),
+            Returns::Stream(item) => quote!(::tollway::rpc::Rx<#item>),
+        };
+        let error = match &method.error {
+            Some(error) => quote!(#error),
+            None => quote!(::tollway::rpc::NoError),
+        };
+        let shows = requires(method);
+        quote! {
+            #(#attributes)*
+            pub fn #ident(&self #(, #names: #types)*) -> ::tollway::rpc::Call<'_, #value, #error> {
+                #shows
+                ::tollway::__private::call(&self.connection, Self::#id, &(#(#names,)*))
+            }
+        }
+    });
+    quote! {
+        #[doc = #docs]
+        #[derive(::core::clone::Clone, ::core::fmt::Debug)]
+        #visibility struct #client {
+            connection: ::tollway::Connection,
+        }
+
+        impl #client {
+            #(#ids)*
+            #(#methods)*
+        }
+
+        impl ::tollway::rpc::Client for #client {
+            const NAME: &'static str = #name;
+            const VERSION: u32 = #version;
+        }
+
+        impl ::core::convert::From<::tollway::Connection> for #client {
+            fn from(connection: ::tollway::Connection) -> Self {
+                Self { connection }
+            }
+        }
+
+        impl ::core::convert::AsRef<::tollway::Connection> for #client {
+            fn as_ref(&self) -> &::tollway::Connection {
+                &self.connection
+            }
+        }
+    }
+}
+
+/// Assertions that what travels can travel, each at the type that it is about.
+fn requires(method: &Method) -> TokenStream {
+    let arguments = method
+        .arguments
+        .iter()
+        .map(|(_, of)| quote_spanned!(of.span()=> let _ = ::tollway::__private::travels::<#of>;));
+    let value = match &method.returns {
+        Returns::Value(of) | Returns::Stream(of) => of,
+    };
+    let owned = std::iter::once(&**value)
+        .chain(&method.error)
+        .map(|of| quote_spanned!(of.span()=> let _ = ::tollway::__private::is_owned::<#of>;));
+    quote!(#(#arguments)* #(#owned)*)
+}
+
+fn server(service: &Service) -> TokenStream {
+    let Service { visibility, ident, name, version, .. } = service;
+    let (server, implementor) = (server_name(service), own("T"));
+    let docs = format!("The service `{name}`, version {version}: answers calls with a [`{ident}`].");
+    let client = client_name(service);
+    let arms = service.methods.iter().map(|method| {
+        let (conditions, id, handler) = (method.conditions(), method_const(method), handler(service, method));
+        quote!(#(#conditions)* #client::#id => #handler)
+    });
+    let call = own("call");
+    quote! {
+        #[doc = #docs]
+        #visibility struct #server<#implementor> {
+            service: ::std::sync::Arc<#implementor>,
+            inline_within: ::core::option::Option<::core::time::Duration>,
+        }
+
+        impl<#implementor: #ident> #server<#implementor> {
+            /// Serves this.
+            pub fn new(service: #implementor) -> Self {
+                Self::from(::std::sync::Arc::new(service))
+            }
+
+            /// How long a handler may take to count as short, see `Service::inline_within`; `None` for handlers that block.
+            #[must_use]
+            pub fn inline_within(self, limit: ::core::option::Option<::core::time::Duration>) -> Self {
+                Self { inline_within: limit, ..self }
+            }
+        }
+
+        impl<#implementor: #ident> ::tollway::rpc::Service for #server<#implementor> {
+            fn name(&self) -> &str {
+                #name
+            }
+
+            fn call(&self, #call: ::tollway::rpc::IncomingCall) -> ::tollway::rpc::BoxReply {
+                match #call.method() {
+                    #(#arms)*
+                    _ => ::tollway::rpc::Reply::unknown_method().boxed(),
+                }
+            }
+
+            fn inline_within(&self) -> ::core::option::Option<::core::time::Duration> {
+                self.inline_within
+            }
+        }
+
+        impl<#implementor: #ident> ::core::convert::From<::std::sync::Arc<#implementor>> for #server<#implementor> {
+            fn from(service: ::std::sync::Arc<#implementor>) -> Self {
+                Self { service, inline_within: ::tollway::__private::INLINE_WITHIN }
+            }
+        }
+
+        impl<#implementor> ::core::clone::Clone for #server<#implementor> {
+            fn clone(&self) -> Self {
+                Self { service: ::std::sync::Arc::clone(&self.service), inline_within: self.inline_within }
+            }
+        }
+
+        impl<#implementor> ::core::fmt::Debug for #server<#implementor> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                f.debug_struct(::core::stringify!(#server)).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// The arm that answers a method.
+fn handler(service: &Service, method: &Method) -> TokenStream {
+    let (of, name, implementor) = (&service.ident, &method.ident, own("T"));
+    let [call, service, context, arguments, error, reply] =
+        ["call", "service", "context", "arguments", "error", "reply"].map(own);
+    let names: Vec<_> = method.arguments.iter().map(|(name, _)| name).collect();
+    let types: Vec<_> = method.arguments.iter().map(|(_, of)| of).collect();
+    let (takes_context, context_argument) = match &method.context {
+        Some(_) => (quote!(#context), quote!(&#context,)),
+        None => (quote!(_), quote!()),
+    };
+    let wait = method.is_async.then(|| quote!(.await));
+    let called = quote!(<#implementor as #of>::#name(&#service, #context_argument #(#names),*)#wait);
+    let decoded = |fail: TokenStream| {
+        quote! {
+            let (#takes_context, mut #arguments) = #call.into_parts();
+            let (#(#names,)*) = match #arguments.decode::<(#(#types,)*)>() {
+                ::core::result::Result::Ok(#arguments) => #arguments,
+                ::core::result::Result::Err(#error) => return #fail(::tollway::rpc::Reply::invalid_payload(&#error)),
+            };
+        }
+    };
+    let value = own("value");
+    // What becomes of a value that is returned, and of an error.
+    let settled = |value_of: TokenStream, fail: TokenStream| match &method.error {
+        None => quote!({ let #value = #called; #value_of }),
+        Some(_) => quote! {
+            match #called {
+                ::core::result::Result::Ok(#value) => #value_of,
+                ::core::result::Result::Err(#error) => #fail(::tollway::rpc::Reply::error(&#error)),
+            }
+        },
+    };
+    let answered = match &method.returns {
+        Returns::Value(_) => {
+            let (decoded, settled) = (decoded(quote!()), settled(quote!(::tollway::rpc::Reply::ok(&#value)), quote!()));
+            quote!(async move { #decoded #settled })
+        }
+        Returns::Stream(_) => {
+            let fail = quote!(#reply.answer);
+            let (decoded, settled) = (decoded(fail.clone()), settled(quote!(#reply.feed(#value).await), fail));
+            quote!(::tollway::__private::streaming(move |#reply| async move { #decoded #settled }))
+        }
+    };
+    quote! {{
+        let #service = ::std::sync::Arc::clone(&self.service);
+        ::std::boxed::Box::pin(#answered)
+    }}
+}
+
+fn price_list(service: &Service) -> TokenStream {
+    let Service { name, version, .. } = service;
+    let server = server_name(service);
+    let prices = service.methods.iter().filter_map(|method| {
+        let price = method.price.as_ref()?;
+        let (conditions, name) = (method.conditions(), method.ident.to_string());
+        let (value, [max_item, max_answer]) = (price.value(), price.sizes());
+        let name = name.trim_start_matches("r#");
+        Some(quote! {
+            #(#conditions)*
+            {
+                const PRICE: ::tollway::protocol::payment::Price = #value;
+                const SIZES: [u64; 2] = [#max_item, #max_answer];
+                prices.push(::tollway::__private::method_price((Self::NAME, Self::VERSION, #name), PRICE, SIZES));
+            }
+        })
+    });
+    quote! {
+        impl #server<()> {
+            /// The service's name.
+            pub const NAME: &'static str = #name;
+            /// The service's version, which is part of its methods' ids.
+            pub const VERSION: u32 = #version;
+
+            /// The prices of its methods; one that is not in the list is free.
+            pub fn prices() -> ::std::vec::Vec<::tollway::protocol::payment::MethodPrice> {
+                #[allow(unused_mut)]
+                let mut prices = ::std::vec::Vec::new();
+                #(#prices)*
+                prices
+            }
+        }
+    }
+}
