@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+#[cfg(any(feature = "tls", feature = "quic", feature = "ws"))]
 use tollway::conduit::endpoint::Endpoint;
 use tollway::conduit::framed::Framed;
 use tollway::conduit::listen::Listener;
