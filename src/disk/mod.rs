@@ -1,6 +1,6 @@
 //! Files that survive the process: what the durable store, wallet and ledger stand on.
 //!
-//! A [`Disk`] is one redb file and one thread that writes it. Changes are handed to the thread through a bounded queue;
+//! A `Disk` is one redb file and one thread that writes it. Changes are handed to the thread through a bounded queue;
 //! what has come in while a commit was being written shares the next one, so many channels share one fsync and nobody
 //! waits for a timer. A change is answered when it is durable, and not before.
 //!
