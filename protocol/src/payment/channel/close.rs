@@ -66,12 +66,14 @@ impl PaymentChannel {
     /// When the voucher does not fit, another closing amount stands, or calls have not ended.
     pub fn close(&mut self, voucher: &VerifiedClose) -> Result<CloseAnswer, CloseRefusal> {
         let (close, spent) = (voucher.close(), self.record.spent);
-        match self.precheck_close(voucher.channel_id(), &close)? {
-            // Finalized channels repeat themselves too; only the facts are left to write then.
-            Precheck::Again if matches!(self.record.phase, ChannelPhase::Finalized { .. }) => {
-                return Ok(CloseAnswer::Taken { close, update: self.update(Change::Facts) });
-            }
-            Precheck::Again | Precheck::Verify => {}
+        if let Precheck::Again = self.precheck_close(voucher.channel_id(), &close)? {
+            // It is taken already, whatever is spent by now: a crash since then has written the rest of a lease off as
+            // spent, and that is the payee's loss, not a dispute. A finalised channel has only facts left to write.
+            let change = match self.record.phase {
+                ChannelPhase::Finalized { .. } => Change::Facts,
+                _ => Change::Close(close),
+            };
+            return Ok(CloseAnswer::Taken { close, update: self.update(change) });
         }
         self.check_calls_ended()?;
         if close.amount < spent {

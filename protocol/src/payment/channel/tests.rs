@@ -414,6 +414,23 @@ fn a_repeated_close_gets_the_same_answer_before_and_after_settlement() {
     assert_eq!(channel.close(&verified_close(31)), Err(CloseRefusal::Closed(ChannelClosed::Finalized)));
 }
 
+/// A crash writes the rest of the lease off as spent: more than the close voucher that was taken before it.
+#[test]
+fn a_close_that_was_taken_stays_taken_after_a_crash() {
+    let mut channel = half_used();
+    let (leased, mut store) = (channel.leased(), channel.snapshot());
+    assert!(leased > units(30), "the fixture leases ahead");
+    let CloseAnswer::Taken { update, .. } = channel.close(&verified_close(30)).unwrap() else { panic!("disputed") };
+    update.apply_to(&mut store).unwrap();
+    let mut channel = PaymentChannel::restore(store.clone(), channel.policy()).unwrap();
+    assert_eq!(channel.spent(), leased);
+    let again = channel.close(&verified_close(30)).unwrap();
+    assert!(matches!(&again, CloseAnswer::Taken { close, .. } if close.amount == units(30)), "{again:?}");
+    let CloseAnswer::Taken { update, .. } = again else { return };
+    update.apply_to(&mut store).unwrap();
+    assert!(matches!(store.phase, ChannelPhase::Closing { close } if close.amount == units(30)));
+}
+
 #[test]
 fn once_closing_nothing_new_is_served() {
     let mut channel = half_used();
