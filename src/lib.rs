@@ -9,7 +9,10 @@ mod connection;
 pub mod disk;
 mod driver;
 pub mod escrow;
+#[cfg(not(feature = "failpoints"))]
 mod failpoint;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod future;
 mod handler;
 mod incoming;

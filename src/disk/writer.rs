@@ -7,7 +7,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::DiskError;
-use crate::failpoint::failpoint;
+use crate::failpoint::{broken, failpoint};
 
 /// Changes that share a commit at most. A commit of 256 costs about twice one of a single change, and from there on the
 /// time of a commit only grows with the changes in it.
@@ -168,16 +168,22 @@ impl Writer {
     }
 
     /// One transaction and one fsync for all. Nothing of it is visible to a reader before it is durable.
-    fn commit(&self, group: &mut [Box<dyn Change>]) -> Result<(), DiskError> {
-        let transaction = self.database.begin_write()?;
+    fn commit(&self, group: &mut Vec<Box<dyn Change>>) -> Result<(), DiskError> {
+        let mut transaction = self.database.begin_write()?;
         let mut effect = Effect::Nothing;
-        for change in group {
+        for change in group.iter_mut() {
             if change.make(&transaction)? == Effect::Written {
                 effect = Effect::Written;
             }
         }
         if effect == Effect::Nothing {
             return Ok(transaction.abort()?);
+        }
+        if broken!("disk.answer-first") {
+            group.drain(..).for_each(|change| change.answer(Ok(())));
+        }
+        if broken!("disk.lose-last") {
+            transaction.set_durability(redb::Durability::None).map_err(redb::Error::from)?;
         }
         failpoint!("disk.before-commit");
         transaction.commit()?;

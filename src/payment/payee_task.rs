@@ -28,7 +28,7 @@ use super::payee::{Claim, Payee};
 use super::payee_end::withdrawal;
 use super::verify::CheckGate;
 use crate::escrow::{EscrowError, Settlement};
-use crate::failpoint::failpoint;
+use crate::failpoint::{broken, failpoint};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError};
 
@@ -296,6 +296,12 @@ impl PayeeTask {
 
     /// Leases what is needed, or as far ahead as is due; asks for a voucher if there is too little.
     pub(super) async fn lease(&mut self) -> Result<(), ApplyError> {
+        if broken!("payee.deliver-first") {
+            self.shared.raise_money(self.id, self.channel.accepted());
+        }
+        if broken!("payee.deliver-unpaid") {
+            self.shared.raise_money(self.id, self.channel.deposit());
+        }
         let wanted = self.needed.unwrap_or_default().max(self.low_mark());
         if self.is_exposed() {
             // What is leased may be spent; more waits for the settlement, which is no fault of the payer's.
@@ -403,6 +409,11 @@ impl PayeeTask {
         match answer {
             Ok(CloseAnswer::Taken { close, update }) => {
                 self.apply(&update).await.map_err(Stop::Store)?;
+                let close = if broken!("payee.claim-all") {
+                    self.channel.snapshot().vouchers.highest().copied().map_or(close, CloseVoucher::from)
+                } else {
+                    close
+                };
                 self.settle(Some(close), ReceiptStatus::Closed).await.map_err(Stop::Store)
             }
             Ok(CloseAnswer::Disputed { claimed, spent, update }) => {

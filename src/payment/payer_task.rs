@@ -30,7 +30,7 @@ use super::wallet_error::WalletError;
 use super::wallet_store::{WalletChannel, WalletPhase};
 use crate::connection::Connection;
 use crate::escrow::Escrow;
-use crate::failpoint::failpoint;
+use crate::failpoint::{broken, failpoint};
 use crate::shared::Shared;
 
 /// How long a close waits for what the escrow says of the channel. Without an answer the payer states its own count alone.
@@ -234,13 +234,19 @@ impl PayerTask {
 
     /// Makes the ceiling durable, books, signs and sends a voucher.
     async fn sign(&mut self, amount: Amount) {
+        let amount = if broken!("wallet.sign-all") { self.state.lock().book.deposit() } else { amount };
         let ceiling = self.state.lock().book.next_ceiling(amount);
-        if ceiling.is_some() && !self.persist(ceiling, None).await {
+        let sign_first = broken!("wallet.sign-first");
+        if sign_first {
+            self.state.lock().book.record_ceiling(ceiling.unwrap_or_default());
+        } else if ceiling.is_some() && !self.persist(ceiling, None).await {
             return;
         }
         let received = {
             let mut state = self.state.lock();
-            if let Err(error) = state.book.record_signed(amount) {
+            if let Err(error) = state.book.record_signed(amount)
+                && !broken!("wallet.sign-all")
+            {
                 drop(state);
                 return self.stop(WalletError::BadMessage(error.to_string()));
             }
@@ -252,6 +258,9 @@ impl PayerTask {
             Ok(voucher) => {
                 failpoint!("wallet.before-send");
                 self.send(&PaymentMessage::Voucher { amount, signature: voucher.signature, received });
+                if sign_first {
+                    self.persist(ceiling, None).await;
+                }
             }
             Err(error) => self.stop(WalletError::BadMessage(error.to_string())),
         }
