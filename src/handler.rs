@@ -99,7 +99,7 @@ pub(crate) fn start_and_poll(
         // What a handler calls takes over its deadline; without one nothing is handed down.
         let scope = Scope { deadline };
         let entered = deadline.map(|_| scope.enter());
-        let mut future = entry.service.call(incoming);
+        let mut future = entry.call(incoming);
         // One that is done is dropped in here: its drop is user code, too.
         match future.as_mut().poll(cx) {
             Poll::Ready(reply) => Ok(reply),

@@ -418,6 +418,7 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
             metadata: Metadata::new(),
             payload: Bytes::new(),
             slots: &[],
+            cost: None,
         };
         // Fails if the connection was closed by a frame that came together with the call.
         let _ended = state.machine.respond(call.call, spec);
@@ -431,6 +432,7 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
         metadata: call.metadata,
         deadline: call.deadline.and_then(|left| Instant::now().checked_add(left)),
         token: OnceLock::new(),
+        reservation: None,
     };
     let incoming = IncomingCall { context, payload: call.payload, streams };
     work.calls.push(PendingCall { call: call.call, incoming, cancelled: false });

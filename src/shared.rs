@@ -180,10 +180,10 @@ impl State {
         reply: Reply,
         after: &mut Aftermath,
     ) -> Result<(), Refused> {
-        let Reply { status, metadata, payload, slots } = reply;
+        let Reply { status, metadata, payload, slots, cost } = reply;
         self.machine.consume_body(body.connection, body.bytes);
         let flows = slots.flows();
-        match self.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows }) {
+        match self.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows, cost }) {
             Ok(keys) => {
                 self.bind_streams(shared, body.connection, slots, &keys, after);
                 Ok(())

@@ -69,6 +69,7 @@ fn prices() -> Arc<PriceTable> {
         item: Amount::new(item),
         bytes_out: Some(rate.parse().unwrap()),
         bytes_in: None,
+        max: None,
     };
     Arc::new([(1, price(10, 0, "0/B")), (2, price(0, 2, "1/100B")), (3, price(7, 1, "3/KiB"))].into_iter().collect())
 }
@@ -215,7 +216,7 @@ impl World {
         let call = self.sides[side].served[at];
         let status = [Status::Ok, Status::AppError, Status::HandlerFailed, Status::Cancelled][self.pair.rng.below(4)];
         let (payload, flows) = (self.payload(), self.flows());
-        let spec = ResponseSpec { status, metadata: Metadata::new(), payload, slots: &flows };
+        let spec = ResponseSpec { status, metadata: Metadata::new(), payload, slots: &flows, cost: None };
         if let Ok(keys) = self.pair.peers[side].respond(call, spec) {
             self.sides[side].served.swap_remove(at);
             self.own_all(side, &keys, &flows);

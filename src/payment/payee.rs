@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
@@ -26,9 +27,11 @@ use tollway_protocol::session::PriceTable;
 
 use super::mailbox::{Mailbox, PaymentEvent};
 use super::payee_task::PayeeTask;
+use super::reservation::{self, Reservation};
 use super::verify::CheckCount;
 use crate::escrow::{Escrow, EscrowChannel, EscrowError};
 use crate::failpoint::broken;
+use crate::rpc::{BoxReply, IncomingCall, Service};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
 
@@ -42,6 +45,9 @@ const MAX_OPENING: usize = 64;
 /// Signature checks a second on one channel, by default: an honest payer signs once for each step of its `max_ahead`,
 /// which is worth 10 ms of a fast stream, and a flood at this rate takes a twentieth of a core.
 const DEFAULT_CHECK_RATE: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+/// How long what is reserved for a call is held by default: a long answer of a model takes minutes, and a handler that
+/// hangs must not hold its payer's money for ever.
+const DEFAULT_RESERVATION_EXPIRY: Duration = Duration::from_secs(600);
 /// How long the escrow is given for an answer.
 pub(super) const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection that is superseded is given to hand its channel over.
@@ -93,6 +99,8 @@ pub struct PayeeConfig {
     /// How often the escrow is asked whether the payer of a live connection withdraws. With `abandon_after` it has to
     /// stay well below the escrow's grace period, or what was delivered is withdrawn before it is claimed.
     pub watch_escrow: Duration,
+    /// How long a handler may hold what is reserved for its call; then it is dropped, and has failed.
+    pub reservation_expiry: Duration,
     /// The most signatures that are checked on one channel in a second; what comes faster waits, and coalesces.
     pub check_rate: NonZeroU32,
 }
@@ -148,6 +156,7 @@ impl PayeeConfig {
             exposure_cap: times(lease, 256),
             watch_escrow: Duration::from_secs(60),
             check_rate: DEFAULT_CHECK_RATE,
+            reservation_expiry: DEFAULT_RESERVATION_EXPIRY,
             escrow,
             store,
             prices,
@@ -225,6 +234,8 @@ pub struct Payee {
     signed: SignedTerms,
     terms_hash: Hash,
     pub(super) prices: Arc<PriceTable>,
+    /// What is reserved for a call, by method.
+    reserved: FxHashMap<u64, Amount>,
     challenge_key: ChallengeKey,
     /// Challenges are dated from here on: a clock that is set back would bring used ones back.
     born: Instant,
@@ -236,6 +247,11 @@ pub struct Payee {
     pub(super) running: watch::Sender<usize>,
     /// Settle what was abandoned now.
     pub(super) hurry: watch::Sender<bool>,
+}
+
+/// The methods whose calls state their cost, and the most that it may be.
+fn reserved(terms: &Terms) -> impl Iterator<Item = (u64, Amount)> + '_ {
+    terms.methods.iter().filter_map(|method| Some((method.method_id, method.price.max.map(|_| method.price.hold())?)))
 }
 
 /// The connection that owns a channel now.
@@ -333,6 +349,7 @@ impl Payee {
         Ok(Arc::new(Payee {
             terms_hash: signed.hash(),
             prices: Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect()),
+            reserved: reserved(&terms).collect(),
             terms,
             signed,
             config,
@@ -345,6 +362,14 @@ impl Payee {
             running: watch::Sender::new(0),
             hurry: watch::Sender::new(false),
         }))
+    }
+
+    /// Starts a call of a service that is sold.
+    pub(crate) fn call(&self, service: &dyn Service, mut incoming: IncomingCall) -> BoxReply {
+        let Some(&maximum) = self.reserved.get(&incoming.method().0) else { return service.call(incoming) };
+        let reservation = Arc::new(Reservation::new(maximum));
+        incoming.context.reservation = Some(reservation.clone());
+        reservation::hold(reservation, self.config.reservation_expiry, service.call(incoming))
     }
 
     /// Who is paid.
@@ -576,6 +601,17 @@ impl OpenRequest {
         Ok(())
     }
 
+    /// As many open calls as may be lost: what they hold is a part of what a break can cost, and within a quarter of the
+    /// in-flight cap. `[pay.cap.calls]`
+    fn affordable_limits(&self) -> ConnectionLimits {
+        let terms = &self.payee.terms;
+        let dearest = terms.methods.iter().map(|method| method.price.hold()).max().unwrap_or_default();
+        let room = Amount::new(terms.in_flight_cap.units() / 2).saturating_sub(terms.lease).units() / 2;
+        let calls =
+            room.checked_div(dearest.units()).map_or(u32::MAX, |calls| u32::try_from(calls).unwrap_or(u32::MAX));
+        ConnectionLimits { max_calls: self.limits.max_calls.min(calls.max(1)), ..self.limits }
+    }
+
     async fn open(&self) -> Result<(PayeeTask, Running), Refusal> {
         let payee = &self.payee;
         // Closed never: the semaphore lives as long as the payee.
@@ -620,7 +656,7 @@ impl OpenRequest {
             mailbox,
             (claim, turn),
         );
-        task.accept(self.limits);
+        task.accept(self.affordable_limits());
         Ok((task, running))
     }
 }

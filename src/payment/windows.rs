@@ -9,7 +9,8 @@ const MAX_PAID_STREAMS: u32 = 8;
 /// The limits with which a payer opens a paid connection.
 ///
 /// The price of all that may be on its way (the windows of bodies and streams, at the dearest price of any method) stays
-/// within half of the in-flight cap less one lease, and within `max_ahead`. `[pay.cap.windows]` A window is never below
+/// within half of the in-flight cap less one lease, and within `max_ahead`; where calls have a price, half of that is
+/// theirs. `[pay.cap.windows]` A window is never below
 /// one largest item, which may start with a single byte of credit anyhow.
 pub(crate) fn paid_limits(terms: &Terms, max_ahead: Amount) -> ConnectionLimits {
     let defaults = ConnectionLimits::default();
@@ -20,7 +21,9 @@ pub(crate) fn paid_limits(terms: &Terms, max_ahead: Amount) -> ConnectionLimits 
     let max_item = largest(|method| method.max_item_bytes).min(defaults.max_item);
     let max_body = largest(|method| method.max_answer_bytes).min(defaults.max_body);
     let half_cap = Amount::new(terms.in_flight_cap.units() / 2).saturating_sub(terms.lease);
-    let room = half_cap.min(max_ahead);
+    let calls_cost = terms.methods.iter().any(|method| !method.price.hold().is_zero());
+    let for_windows = if calls_cost { Amount::new(half_cap.units() / 2) } else { half_cap };
+    let room = for_windows.min(max_ahead);
     // One part for bodies, the others for the streams.
     let share = Amount::new(room.units() / u128::from(MAX_PAID_STREAMS + 1));
     let affordable = terms

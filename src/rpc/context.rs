@@ -10,11 +10,13 @@ use tokio_util::sync::CancellationToken;
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
 
+use super::meter::Meter;
 use super::method::MethodId;
 use super::scope::Scope;
 use crate::auth::Identity;
 use crate::conduit::PeerInfo;
 use crate::connection::Connection;
+use crate::payment::Reservation;
 use crate::shared::ConnectionCell;
 
 /// A call that is being answered: who makes it, on which connection, until when.
@@ -29,6 +31,7 @@ pub struct CallContext {
     pub(crate) deadline: Option<Instant>,
     /// Made for the first that asks; cancelled with the context, which lives as long as the handler.
     pub(crate) token: OnceLock<CancellationToken>,
+    pub(crate) reservation: Option<Arc<Reservation>>,
 }
 
 impl fmt::Debug for CallContext {
@@ -97,6 +100,16 @@ impl CallContext {
     /// The handle keeps nothing open; on a connection that has ended its calls fail.
     pub fn connection(&self) -> Connection {
         Connection::served(self.cell.clone(), self.connection)
+    }
+
+    /// What is reserved for this call, if the method's price has a maximum and the connection is paid.
+    pub fn reservation(&self) -> Option<&Arc<Reservation>> {
+        self.reservation.as_ref()
+    }
+
+    /// Meters streams of this call: see [`MeterStream::metered`](super::MeterStream::metered).
+    pub fn meter(&self) -> Meter {
+        Meter::new(self.deadline)
     }
 
     /// What handlers keep for as long as the connection lives.

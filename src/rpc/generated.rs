@@ -1,7 +1,6 @@
 //! What the code that `#[tollway::service]` generates stands on. Not for use by hand: it changes with the macro.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::time::Duration;
 
 use futures_core::Stream;
@@ -13,10 +12,12 @@ use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::payment::{Amount, MethodPrice, Price, Rate, parse_bytes};
 
 use super::call::Call;
+use super::meter;
 use super::method::MethodId;
 use super::scope::Scope;
 use super::service::{Reply, SHORT};
 use super::stream::stream;
+use super::stream_core::OUTBOX_BYTES;
 use crate::connection::Connection;
 
 /// The largest body and item by default, in bytes.
@@ -54,7 +55,7 @@ pub const fn size(text: &str) -> u64 {
 
 /// A price in attributes.
 pub const fn price(call: u128, item: u128, bytes_out: Option<Rate>) -> Price {
-    Price { call: Amount::new(call), item: Amount::new(item), bytes_out, bytes_in: None }
+    Price { call: Amount::new(call), item: Amount::new(item), bytes_out, bytes_in: None, max: None }
 }
 
 /// An entry of a price list.
@@ -80,25 +81,9 @@ impl StreamReply {
     where
         S::Item: Serialize,
     {
-        let (mut tx, rx) = stream::<S::Item>();
+        let (tx, rx) = stream::<S::Item>();
         self.answer(Reply::ok(&rx));
-        let mut items = pin!(items);
-        loop {
-            let next = poll_fn(|cx| {
-                let next = items.as_mut().poll_next(cx);
-                // A stream that waits for its next item ends at once when nobody wants it.
-                if next.is_pending() && tx.poll_closed(cx).is_ready() {
-                    return std::task::Poll::Ready(None);
-                }
-                next
-            });
-            let Some(item) = next.await else { break };
-            if let Err(error) = tx.send(item).await {
-                tracing::debug!(%error, "a stream ended early");
-                return;
-            }
-        }
-        tx.finish();
+        meter::feed(items, tx, OUTBOX_BYTES).await;
     }
 }
 

@@ -10,6 +10,7 @@ mod error;
 #[doc(hidden)]
 #[cfg(feature = "macros")]
 pub mod generated;
+mod meter;
 mod method;
 mod scope;
 mod service;
@@ -25,6 +26,7 @@ pub use error::{Body, CallError, Execution, NoError, UnpaidCounts};
 pub use futures_core::Stream;
 /// What a [`Tx`] is.
 pub use futures_sink::Sink;
+pub use meter::{Meter, MeterStream};
 pub use method::MethodId;
 pub use service::{Args, BoxReply, IncomingCall, MAX_INLINE, Reply, Service, Services};
 pub use stream::{Rx, StreamError, Tx, stream};

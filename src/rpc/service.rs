@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tollway_protocol::error::Reason;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 
 use super::codec::{self, DecodeError, OutboundSlots};
 use super::context::CallContext;
@@ -145,6 +146,7 @@ pub struct Reply {
     pub(crate) metadata: Metadata,
     pub(crate) payload: Bytes,
     pub(crate) slots: OutboundSlots,
+    pub(crate) cost: Option<Amount>,
 }
 
 impl fmt::Debug for Reply {
@@ -158,12 +160,13 @@ impl fmt::Debug for Reply {
 
 impl Reply {
     pub(crate) fn empty(status: Status) -> Self {
-        Reply { status, metadata: Metadata::new(), payload: Bytes::new(), slots: OutboundSlots::default() }
+        let (metadata, payload, slots) = (Metadata::new(), Bytes::new(), OutboundSlots::default());
+        Reply { status, metadata, payload, slots, cost: None }
     }
 
     fn encoded<T: Serialize + ?Sized>(status: Status, value: &T) -> Self {
         match codec::encode(value) {
-            Ok((payload, slots)) => Reply { status, metadata: Metadata::new(), payload, slots },
+            Ok((payload, slots)) => Reply { status, metadata: Metadata::new(), payload, slots, cost: None },
             Err(error) => {
                 tracing::error!(%error, "a handler's answer cannot be encoded");
                 Reply::empty(Status::HandlerFailed)
@@ -211,6 +214,15 @@ impl Reply {
         Reply::empty(Status::HandlerFailed)
     }
 
+    /// States what the call costs, in base units, in place of its call price: for a method whose price has a maximum,
+    /// which was reserved before the handler started. Less than the call price is charged as that; more than the maximum
+    /// makes the call a failure, which is free. Without effect on a connection on which nothing is paid.
+    #[must_use]
+    pub fn costing(mut self, cost: Amount) -> Self {
+        self.cost = Some(cost);
+        self
+    }
+
     /// Adds metadata.
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
@@ -237,6 +249,14 @@ impl ServiceEntry {
     pub(crate) fn new(service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
         let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
         ServiceEntry { service, payee, inline_within, guards: Default::default() }
+    }
+
+    /// Starts a call, with what its price asks for around it.
+    pub(crate) fn call(&self, incoming: IncomingCall) -> BoxReply {
+        match &self.payee {
+            Some(payee) => payee.call(&*self.service, incoming),
+            None => self.service.call(incoming),
+        }
     }
 
     /// Whether a first poll that took so long was short.

@@ -157,6 +157,23 @@ impl<T> Tx<T> {
         Poll::Pending
     }
 
+    /// Waits until at most `bytes` of what was sent is still in the outbox, or nobody wants it any more.
+    pub(super) fn poll_taken(&mut self, cx: &mut Context<'_>, bytes: u64) -> Poll<Result<(), StreamError>> {
+        let mut state = self.core.state.lock();
+        if let Some(error) = state.sender_error() {
+            return Poll::Ready(Err(error));
+        }
+        let waits = match &state.side {
+            Side::Send(send) => send.buffered() > bytes,
+            Side::Recv(_) => false,
+        };
+        if waits {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Waits until there is room for an item, or the stream has ended.
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.core.state.lock();

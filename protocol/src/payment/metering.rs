@@ -9,6 +9,9 @@
 //!
 //! over the response and all streams of the call; each charge is the difference to the charge before, so that rounding
 //! happens once for each call and direction, however the bytes were cut into frames. `[pay.meter.rounding]`
+//!
+//! What a call costs may be known only at its end. Such a method has a price with a **maximum**: that much is reserved
+//! when the handler starts, the response states what of it was used, and the rest is free again. `[pay.reserve.commit]`
 
 use serde::{Deserialize, Serialize};
 
@@ -50,18 +53,32 @@ pub struct Price {
     pub bytes_out: Option<Rate>,
     /// For the bytes from payer to payee.
     pub bytes_in: Option<Rate>,
+    /// The most, at least `call`, that a call may cost whose response states its cost: it is reserved when the handler
+    /// starts. What is stated stands in the place of `call`, which is the least it costs; items and bytes come on top.
+    /// `None` for a call that costs `call`.
+    pub max: Option<Amount>,
 }
 
 impl Price {
     /// A price for the bytes that the payee sends, and nothing else.
     pub const fn per_bytes_out(rate: Rate) -> Self {
-        Price { call: Amount::ZERO, item: Amount::ZERO, bytes_out: Some(rate), bytes_in: None }
+        Price { call: Amount::ZERO, item: Amount::ZERO, bytes_out: Some(rate), bytes_in: None, max: None }
+    }
+
+    /// What is held from the start of a handler to the end of its call, in base units: the call price, or the maximum.
+    pub fn hold(&self) -> Amount {
+        self.max.map_or(self.call, |max| max.max(self.call))
+    }
+
+    /// How far the stated cost of a call may be above its call price, in base units.
+    pub fn above_call(&self) -> Amount {
+        self.hold().saturating_sub(self.call)
     }
 
     /// Whether nothing costs anything.
     pub fn is_free(&self) -> bool {
         let free = |rate: Option<Rate>| rate.is_none_or(|rate| rate.amount.is_zero());
-        self.call.is_zero() && self.item.is_zero() && free(self.bytes_out) && free(self.bytes_in)
+        self.hold().is_zero() && self.item.is_zero() && free(self.bytes_out) && free(self.bytes_in)
     }
 
     /// The cost of a call that has carried so much, or `None` above [`Amount::MAX`].
@@ -104,6 +121,8 @@ impl Usage {
 pub struct CallMeter {
     usage: Usage,
     charged: Amount,
+    /// What the response stated above the call price.
+    above_call: Amount,
 }
 
 impl CallMeter {
@@ -117,15 +136,25 @@ impl CallMeter {
         self.charged
     }
 
+    /// The response states a cost of so much above the call price: the next charge has it in it. At most what the price
+    /// allows counts.
+    pub fn state_above_call(&mut self, price: &Price, above_call: Amount) {
+        self.above_call = above_call.min(price.above_call());
+    }
+
     /// What carrying `more` would add to the cost, or `None` where the numbers end.
     pub fn quote(&self, price: &Price, more: Usage) -> Option<Amount> {
-        price.cost(self.usage.checked_add(more)?)?.checked_sub(self.charged)
+        self.cost(price, self.usage.checked_add(more)?)?.checked_sub(self.charged)
+    }
+
+    fn cost(&self, price: &Price, usage: Usage) -> Option<Amount> {
+        price.cost(usage)?.checked_add(self.above_call)
     }
 
     /// Counts `more` and returns what it adds to the cost, or `None` (and counts nothing) where the numbers end.
     pub fn charge(&mut self, price: &Price, more: Usage) -> Option<Amount> {
         let usage = self.usage.checked_add(more)?;
-        let cost = price.cost(usage)?;
+        let cost = self.cost(price, usage)?;
         let difference = cost.checked_sub(self.charged)?;
         self.usage = usage;
         self.charged = cost;
@@ -172,6 +201,7 @@ mod tests {
             item: item.into(),
             bytes_out,
             bytes_in,
+            max: None,
         })
     }
 
@@ -202,6 +232,25 @@ mod tests {
                 prop_assert!(rate.cost(more).is_none_or(|cost| cost > budget));
             }
         }
+    }
+
+    /// `[pay.reserve.commit]`
+    #[test]
+    fn a_stated_cost_is_charged_once_and_never_above_the_maximum() {
+        let amount = Amount::new;
+        let price = Price { call: amount(10), item: amount(3), max: Some(amount(100)), ..Price::default() };
+        assert_eq!((price.hold(), price.above_call()), (amount(100), amount(90)));
+        let mut meter = CallMeter::default();
+        let item = Usage { items: 1, ..Usage::default() };
+        assert_eq!(meter.charge(&price, item), Some(amount(13)));
+        meter.state_above_call(&price, amount(32));
+        assert_eq!(meter.charge(&price, Usage::default()), Some(amount(32)));
+        assert_eq!(meter.charge(&price, item), Some(amount(3)));
+        let mut greedy = CallMeter::default();
+        greedy.state_above_call(&price, Amount::MAX);
+        assert_eq!(greedy.charge(&price, Usage::default()), Some(amount(100)));
+        let below = Price { max: Some(amount(5)), ..price };
+        assert_eq!((below.hold(), below.above_call()), (amount(10), Amount::ZERO));
     }
 
     #[test]

@@ -105,9 +105,7 @@ impl fmt::Display for Rate {
 #[non_exhaustive]
 pub enum ParsePriceError {
     /// A part that has no name.
-    #[error(
-        "a price is 0, a rate such as 25/KiB, or parts such as call=100,item=2,bytes=25/KiB,bytes-in=1/KiB; not {0:?}"
-    )]
+    #[error("a price is 0, a rate such as 25/KiB, or parts such as call=100,max=500,item=2,bytes=25/KiB; not {0:?}")]
     Part(String),
     /// A part that is there twice.
     #[error("a price has each part once: {0:?}")]
@@ -123,8 +121,8 @@ pub enum ParsePriceError {
 impl FromStr for Price {
     type Err = ParsePriceError;
 
-    /// `0`, a rate alone for the bytes that the payee sends, or parts `call=`, `item=`, `bytes=` and `bytes-in=` with commas
-    /// between them.
+    /// `0`, a rate alone for the bytes that the payee sends, or parts `call=`, `max=` (the most that a
+    /// call costs which states its cost), `item=`, `bytes=` and `bytes-in=` with commas between them.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "0" {
             return Ok(Price::default());
@@ -136,10 +134,11 @@ impl FromStr for Price {
             })?;
             return Ok(Price::per_bytes_out(rate));
         }
-        let (mut call, mut item, mut bytes_out, mut bytes_in) = (None, None, None, None);
+        let (mut call, mut max, mut item, mut bytes_out, mut bytes_in) = (None, None, None, None, None);
         for part in text.split(',') {
             let twice = match part.split_once('=') {
                 Some(("call", amount)) => call.replace(amount.parse::<Amount>()?).is_some(),
+                Some(("max", amount)) => max.replace(amount.parse::<Amount>()?).is_some(),
                 Some(("item", amount)) => item.replace(amount.parse::<Amount>()?).is_some(),
                 Some(("bytes", rate)) => bytes_out.replace(rate.parse::<Rate>()?).is_some(),
                 Some(("bytes-in", rate)) => bytes_in.replace(rate.parse::<Rate>()?).is_some(),
@@ -149,15 +148,15 @@ impl FromStr for Price {
                 return Err(ParsePriceError::Twice(part.to_owned()));
             }
         }
-        Ok(Price { call: call.unwrap_or_default(), item: item.unwrap_or_default(), bytes_out, bytes_in })
+        Ok(Price { call: call.unwrap_or_default(), item: item.unwrap_or_default(), bytes_out, bytes_in, max })
     }
 }
 
 impl fmt::Display for Price {
     /// As it is parsed; a part that costs nothing is left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let amounts =
-            [("call", self.call), ("item", self.item)].map(|(name, amount)| (name, amount.to_string(), amount));
+        let amounts = [("call", self.call), ("max", self.max.unwrap_or_default()), ("item", self.item)]
+            .map(|(name, amount)| (name, amount.to_string(), amount));
         let rates = [("bytes", self.bytes_out), ("bytes-in", self.bytes_in)];
         let rates = rates.map(|(name, rate)| {
             (
@@ -188,7 +187,15 @@ mod tests {
 
     #[test]
     fn a_price_is_written_as_it_is_read() {
-        for text in ["0", "25/KiB", "1/100B", "call=100", "item=2", "call=100,item=2,bytes=25/KiB,bytes-in=1/B"] {
+        for text in [
+            "0",
+            "25/KiB",
+            "1/100B",
+            "call=100",
+            "item=2",
+            "call=1,max=100",
+            "call=100,item=2,bytes=25/KiB,bytes-in=1/B",
+        ] {
             assert_eq!(text.parse::<Price>().unwrap().to_string(), text);
         }
         assert_eq!("25/4KiB".parse::<Price>().unwrap().to_string(), "25/4096B");

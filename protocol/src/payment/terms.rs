@@ -39,12 +39,12 @@ impl MethodPrice {
     /// The most that can fall due at once for this method, in base units; `None` past 2^128.
     ///
     /// The call price falls due together with the first answering frame, be it the response or an item; so it is the
-    /// call price and the dearer of the largest response and the largest item.
+    /// call price, or the maximum that is reserved for it, and the dearer of the largest response and the largest item.
     pub fn dearest_unit(&self) -> Option<Amount> {
         let bytes = |count| self.price.bytes_out.map_or(Some(Amount::ZERO), |rate| rate.cost(count));
         let answer = bytes(self.max_answer_bytes)?;
         let item = self.price.item.checked_add(bytes(self.max_item_bytes)?)?;
-        self.price.call.checked_add(answer.max(item))
+        self.price.hold().checked_add(answer.max(item))
     }
 }
 
@@ -129,6 +129,8 @@ impl Terms {
             Inconsistency::SuggestedBelowMinimum
         } else if self.suggested_deposit > self.protocol.max_amount() {
             Inconsistency::DepositAboveProtocol
+        } else if self.methods.iter().any(|method| method.price.max.is_some_and(|max| max < method.price.call)) {
+            Inconsistency::MaximumBelowCall
         } else if self.minimum_max_ahead().is_none() {
             Inconsistency::PriceTooLarge
         } else {
@@ -157,6 +159,9 @@ pub enum Inconsistency {
     /// No voucher could state the suggested deposit.
     #[error("the suggested deposit is above what a voucher can state")]
     DepositAboveProtocol,
+    /// The most that a call may cost is less than what it costs at least.
+    #[error("the maximum of a method is below its call price")]
+    MaximumBelowCall,
     /// The dearest unit is past 2^128.
     #[error("the dearest unit is past 2^128 base units")]
     PriceTooLarge,

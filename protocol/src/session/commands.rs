@@ -60,6 +60,14 @@ pub enum CommandError {
         /// What fits, in bytes.
         limit: u32,
     },
+    /// A response that states a higher cost than is reserved for its call.
+    #[error("a cost of {cost} base units is above the {maximum} that the price reserves for the call")]
+    CostAboveMaximum {
+        /// The stated cost, in base units.
+        cost: Amount,
+        /// What the price reserves, in base units.
+        maximum: Amount,
+    },
     /// A service name that is too long.
     #[error("a service name of {0} bytes is above {MAX_SERVICE_NAME}")]
     NameTooLong(usize),
@@ -124,6 +132,9 @@ pub struct ResponseSpec<'a> {
     pub payload: Bytes,
     /// The streams of the payload's slots, seen from this side.
     pub slots: &'a [Flow],
+    /// What the call costs in place of its call price, in base units, if the method's price has a maximum. Not less than
+    /// the call price is charged. Without effect where nothing is paid.
+    pub cost: Option<Amount>,
 }
 
 impl Machine {
@@ -344,7 +355,8 @@ impl Machine {
             had_streams: false,
             meter: CallMeter::default(),
             price,
-            holds: false,
+            held: None,
+            above_call: Amount::ZERO,
             cancelled: false,
         });
         let slots = match self.create_streams(call, spec.slots) {
@@ -391,7 +403,8 @@ impl Machine {
     /// Answers a call of the peer's. The keys of the answer's streams come in the order of `slots`.
     ///
     /// # Errors
-    /// When the call was answered or has ended, or the answer is above the peer's limit: then the call still waits.
+    /// When the call was answered or has ended, or the answer is above the peer's limit or states a cost above the
+    /// method's maximum: then the call still waits. `[pay.reserve.maximum]`
     pub fn respond(&mut self, call: CallKey, spec: ResponseSpec<'_>) -> Result<Vec<StreamKey>, CommandError> {
         let Some(entry) = self.calls.get(call) else {
             self.finish_call(call);
@@ -400,8 +413,22 @@ impl Machine {
         if !matches!(entry.state, CallState::Running { .. }) {
             return Err(CommandError::NoCall);
         }
-        self.check_body(entry.connection, &spec.payload, &spec.metadata)?;
+        let connection = self.check_body(entry.connection, &spec.payload, &spec.metadata)?;
+        let above_call = match (entry.price, connection.money.as_deref(), spec.cost) {
+            (Some(price), Some(Money::Payee(payee)), Some(cost)) => {
+                let price = payee.prices.price(price);
+                let maximum = price.hold();
+                if cost > maximum {
+                    return Err(CommandError::CostAboveMaximum { cost, maximum });
+                }
+                cost.saturating_sub(price.call)
+            }
+            _ => Amount::ZERO,
+        };
         let slots = self.create_streams(call, spec.slots)?;
+        if let Some(entry) = self.calls.get_mut(call) {
+            entry.above_call = above_call;
+        }
         self.push_response(call, spec.status, spec.metadata, spec.payload, slots.clone());
         Ok(slots)
     }

@@ -12,7 +12,7 @@ use crate::error::Violation;
 use crate::id::{CallId, ConnectionId, IdSequence, Parity, StreamId};
 use crate::limits::{ConnectionLimits, LATE_FRAMES, LATE_FRAMES_EACH};
 use crate::message::Flow;
-use crate::payment::CallMeter;
+use crate::payment::{Amount, CallMeter};
 use crate::stream::{Grant, StreamKey};
 use crate::time::Time;
 
@@ -284,8 +284,11 @@ pub(super) struct Call {
     pub(super) meter: CallMeter,
     /// The method's entry in the connection's price table; `None` is free.
     pub(super) price: Option<u32>,
-    /// Payee: base units that are held for the call price until the first charge.
-    pub(super) holds: bool,
+    /// Payee: base units that are held for the call: its price until the first charge, what its maximum is above that
+    /// until its response. `None` before a handler has started and when nothing is held any more.
+    pub(super) held: Option<Amount>,
+    /// Payee: what the response states above the call price, in base units.
+    pub(super) above_call: Amount,
     /// Theirs: Cancel has come.
     pub(super) cancelled: bool,
 }

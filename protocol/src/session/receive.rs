@@ -16,7 +16,7 @@ use crate::message::{
     Window, decode_header,
 };
 use crate::metadata::Metadata;
-use crate::payment::{MAX_PAYMENT_MESSAGE_BYTES, Usage};
+use crate::payment::{Amount, MAX_PAYMENT_MESSAGE_BYTES, Usage};
 use crate::stream::{Ending, ItemRun, StreamKey};
 use crate::time::Time;
 
@@ -494,6 +494,23 @@ impl Machine {
     }
 
     /// Payer: counts what arrived, discarded or not. `[pay.received.arrival]`
+    /// Counts a response that is not free. What it states to have cost above the payer's own count is taken for the call
+    /// itself, as far as the method's maximum allows. `[pay.reserve.commit]`
+    pub(super) fn count_response(&mut self, key: CallKey, charged: Amount, bytes: u64) -> Result<(), Violation> {
+        let usage = Usage { bytes_out: bytes, ..Usage::default() };
+        let Some(call) = self.calls.get_mut(key) else { return Ok(()) };
+        let money = self.connections.get(&call.connection).and_then(|live| live.money.as_deref());
+        if let (Some(price), Some(Money::Payer(payer))) = (call.price, money) {
+            let price = payer.prices.price(price);
+            if !price.above_call().is_zero() {
+                let counted = call.meter.quote(&price, usage).and_then(|cost| cost.checked_add(call.meter.charged()));
+                let counted = counted.ok_or(Violation::AmountOverflow)?;
+                call.meter.state_above_call(&price, charged.saturating_sub(counted));
+            }
+        }
+        self.count_received(key, usage)
+    }
+
     pub(super) fn count_received(&mut self, call: CallKey, usage: Usage) -> Result<(), Violation> {
         let Some(call) = self.calls.get_mut(call) else { return Ok(()) };
         let Some(price) = call.price else { return Ok(()) };

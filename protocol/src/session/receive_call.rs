@@ -49,7 +49,8 @@ impl Machine {
             had_streams: false,
             meter: CallMeter::default(),
             price,
-            holds: false,
+            held: None,
+            above_call: Amount::ZERO,
             cancelled: false,
         });
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -84,7 +85,8 @@ impl Machine {
         let price = self.calls.get(incoming.call).and_then(|call| call.price);
         let money = self.connections.get_mut(&connection).and_then(|live| live.money.as_deref_mut());
         if let (Some(price), Some(Money::Payee(payee))) = (price, money) {
-            let cost = payee.prices.price(price).call;
+            // The call price, or the most that its response may state. [pay.reserve.hold]
+            let cost = payee.prices.price(price).hold();
             if payee.is_stopped() {
                 let counts = payee.unpaid(cost);
                 return self.fail_unstarted(incoming, Status::PaymentFailed, counts);
@@ -107,7 +109,7 @@ impl Machine {
                     return;
                 }
                 if let Some(call) = self.calls.get_mut(incoming.call) {
-                    call.holds = true;
+                    call.held = Some(cost);
                 }
             }
         }
@@ -131,7 +133,7 @@ impl Machine {
         call.state = CallState::Answered { id: call_id, cancelled };
         // An answer that is free, and before which nothing was counted, counts nothing. [pay.call.free-failure]
         if !(response.charged.is_zero() && call.meter.usage() == Usage::default()) {
-            self.count_received(key, Usage { bytes_out: payload.len() as u64, ..Usage::default() })?;
+            self.count_response(key, response.charged, payload.len() as u64)?;
         }
         let slots = self.register_slots(key, &response.slots)?;
         let Some(call) = self.calls.get(key) else { return Ok(()) };

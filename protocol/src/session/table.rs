@@ -1,13 +1,23 @@
 //! How entries leave the tables, and how data sources enter the outbox.
 
-use super::connection::{CallState, State};
+use super::connection::{CallState, Connection, State};
 use super::money::Money;
 use super::outbox::Source;
 use super::{CallKey, Event, Machine};
-use crate::error::ConnectionEnd;
+use crate::error::{ConnectionEnd, SessionEnd, code};
 use crate::id::ConnectionId;
 use crate::message::Done;
+use crate::payment::Usage;
 use crate::stream::StreamKey;
+
+/// Whether this side has ended a connection for a reason that is not its peer's: what its handlers had begun is free then.
+fn is_fault_of_ours(end: &ConnectionEnd) -> bool {
+    match end {
+        ConnectionEnd::ClosedByUs(reason) => reason.code != code::PAYMENT_ENDED,
+        ConnectionEnd::Session(SessionEnd::ClosedByUs(_)) => true,
+        _ => false,
+    }
+}
 
 impl Machine {
     /// Drops an entry that has no calls.
@@ -17,7 +27,7 @@ impl Machine {
 
     /// Drops an entry. `end` tells the application that it, its calls and its streams have ended.
     pub(super) fn forget_connection(&mut self, id: ConnectionId, end: Option<ConnectionEnd>) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(mut connection) = self.connections.remove(&id) else { return };
         self.relayed = self.relayed.saturating_sub(usize::from(connection.relayed));
         if self.connections.is_empty() {
             self.timers.start_idle();
@@ -32,6 +42,9 @@ impl Machine {
             *pending = pending.saturating_sub(1);
         }
         let was_closing = connection.state == State::Closing;
+        if end.as_ref().is_some_and(|end| !is_fault_of_ours(end)) {
+            self.charge_unanswered(&mut connection);
+        }
         if let Some(Money::Payee(payee)) = connection.money.as_deref() {
             for waiting in &payee.calls {
                 self.fail_ended_slots(waiting);
@@ -55,6 +68,20 @@ impl Machine {
         if let (Some(end), false) = (end, was_closing) {
             let money = connection.money.as_deref().map(Money::count);
             self.events.push_back(Event::ConnectionClosed { connection: id, end, money });
+        }
+    }
+
+    /// A connection that the payer has ended, or that was lost, costs the call price of every handler that had started:
+    /// computing for nothing would be a theft, too. `[pay.call.lost]`
+    fn charge_unanswered(&self, connection: &mut Connection) {
+        let (Some(Money::Payee(payee)), Some(active)) = (connection.money.as_deref_mut(), &connection.active) else {
+            return;
+        };
+        let unanswered = active.served.values().filter_map(|key| self.calls.get(*key));
+        for call in unanswered.filter(|call| call.held.is_some() && call.meter.usage() == Usage::default()) {
+            let price = call.price.map(|index| payee.prices.price(index)).unwrap_or_default();
+            payee.release(call.held.unwrap_or_default());
+            payee.spend(price.call, 0, 0);
         }
     }
 

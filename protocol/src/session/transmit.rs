@@ -35,8 +35,10 @@ struct Charge {
     meter: CallMeter,
     /// Credit, with what is held for this call.
     available: Amount,
-    /// What is held for this call.
+    /// What is held for this call and may be used for this frame.
     held: Amount,
+    /// What stays held for its response.
+    kept: Amount,
 }
 
 impl Charge {
@@ -282,32 +284,43 @@ impl Machine {
         }
     }
 
-    /// What charging a frame of this call needs; `None` if the call is free.
-    fn charge_of(&self, id: ConnectionId, key: CallKey) -> Option<Charge> {
+    /// What charging a frame of this call needs; `None` if the call is free. A frame of items leaves what is held for the
+    /// cost that the response states.
+    fn charge_of(&self, id: ConnectionId, key: CallKey, is_response: bool) -> Option<Charge> {
         let call = self.calls.get(key)?;
         let index = call.price?;
         let Some(Money::Payee(payee)) = self.connections.get(&id)?.money.as_deref() else { return None };
         let price = payee.prices.price(index);
-        let held = if call.holds { price.call } else { Amount::ZERO };
-        Some(Charge { price, meter: call.meter, available: payee.available().saturating_add(held), held })
+        let all = call.held.unwrap_or_default();
+        let kept = if is_response { Amount::ZERO } else { all.min(price.above_call()) };
+        let held = all.saturating_sub(kept);
+        Some(Charge { price, meter: call.meter, available: payee.available().saturating_add(held), held, kept })
     }
 
     /// Charges for a response, or sets it aside and returns `None`.
     fn charge_response(&mut self, id: ConnectionId, body: Body, status: Status) -> Option<Body> {
-        let Some(charge) = self.charge_of(id, body.call) else { return Some(body) };
+        let Some(mut charge) = self.charge_of(id, body.call, true) else { return Some(body) };
         let unused = charge.meter.usage() == Usage::default();
-        let started = !charge.held.is_zero() || charge.price.call.is_zero();
+        let call = self.calls.get_mut(body.call)?;
+        let started = call.held.is_some() || charge.price.hold().is_zero();
         let chargeable = matches!(status, Status::Ok | Status::AppError | Status::Cancelled | Status::DeadlineExceeded);
         if unused && (!started || !chargeable) {
             // The payee's own failure, and a call that no handler saw, are free. [pay.call.free-failure]
-            self.release(id, body.call, charge.held);
+            self.release(id, body.call, charge.held, None);
             // What was held for it may be what something else waits for.
             self.resume_paid(id);
             return Some(body);
         }
+        // The rest of what was reserved is free with this charge. [pay.reserve.commit]
+        call.meter.state_above_call(&charge.price, call.above_call);
+        charge.meter = call.meter;
         let usage = Usage { bytes_out: body.payload.len() as u64, ..Usage::default() };
         if charge.is_affordable(usage, self.is_blocked(id)) {
             self.spend(id, body.call, &charge, usage);
+            if charge.price.max.is_some() {
+                // What was reserved and not used may be what something else waits for.
+                self.resume_paid(id);
+            }
             return Some(body);
         }
         let cost = charge.meter.quote(&charge.price, usage).unwrap_or(Amount::MAX).saturating_sub(charge.held);
@@ -333,17 +346,18 @@ impl Machine {
         }
     }
 
-    fn release(&mut self, id: ConnectionId, key: CallKey, held: Amount) {
+    /// Gives `held` back of what is held for a call; `kept` stays.
+    fn release(&mut self, id: ConnectionId, key: CallKey, held: Amount, kept: Option<Amount>) {
         let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
         if let (Some(Money::Payee(payee)), Some(call)) = (money, self.calls.get_mut(key)) {
             payee.release(held);
-            call.holds = false;
+            call.held = kept;
         }
     }
 
     /// Charges what was found affordable.
     fn spend(&mut self, id: ConnectionId, key: CallKey, charge: &Charge, usage: Usage) {
-        self.release(id, key, charge.held);
+        self.release(id, key, charge.held, Some(charge.kept).filter(|kept| !kept.is_zero()));
         let money = self.connections.get_mut(&id).and_then(|connection| connection.money.as_deref_mut());
         if let (Some(Money::Payee(payee)), Some(call)) = (money, self.calls.get_mut(key))
             && let Some(cost) = call.meter.charge(&charge.price, usage)
@@ -356,7 +370,7 @@ impl Machine {
     fn take_stream(&mut self, key: StreamKey, streams: &mut impl StreamSource) -> Option<Transmit> {
         let entry = self.streams.get(key)?;
         let (connection, call, stream) = (entry.connection, entry.call, entry.id?);
-        let charge = self.charge_of(connection, call);
+        let charge = self.charge_of(connection, call, false);
         // A single item with its header fits the peer's largest frame by the peer's own limits; more must fit too.
         let target = FRAME_TARGET.min(self.peer_limits.max_frame.saturating_sub(HEADER_ALLOWANCE) as usize);
         let blocked = charge.is_some() && self.is_blocked(connection);

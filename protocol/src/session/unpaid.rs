@@ -121,6 +121,9 @@ impl Machine {
         for stream in body.slots {
             self.fail_removed(stream);
         }
+        if let Some(call) = self.calls.get_mut(body.call) {
+            call.above_call = Amount::ZERO;
+        }
         let kind = BodyKind::Response { status };
         let replaced = Body { kind, metadata, payload: Bytes::new(), slots: Vec::new(), ..body };
         if let Some(connection) = self.connections.get_mut(&id) {

@@ -127,6 +127,7 @@ fn handlers_of_closed_connections_count_until_they_answer() {
             metadata: Metadata::new(),
             payload: Bytes::new(),
             slots: &[],
+            cost: None,
         };
         assert!(pair.peers[B].session_mut().respond(handler.call, answer).is_err(), "nobody waits for it");
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::{Flow, Status};
+use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::{Amount, Price};
 use tollway_protocol::peer::Read;
-use tollway_protocol::session::{CallKey, Event, PayeeMoney, PayerMoney, PriceTable};
+use tollway_protocol::session::{CallKey, CommandError, Event, PayeeMoney, PayerMoney, PriceTable, ResponseSpec};
 use tollway_protocol::stream::StreamKey;
 
 use crate::pair::{A, B, Pair};
@@ -21,6 +22,8 @@ const ITEM: u64 = 2;
 const ALL: u64 = 3;
 /// 1 for each 100 bytes out.
 const BYTES: u64 = 4;
+/// 10 at least and 100 at most for a call, as its response states, and 3 for an item.
+const RESERVED: u64 = 5;
 
 pub(crate) fn prices() -> Arc<PriceTable> {
     let price = |call, item, rate: Option<&str>| Price {
@@ -28,12 +31,15 @@ pub(crate) fn prices() -> Arc<PriceTable> {
         item: Amount::new(item),
         bytes_out: rate.map(|rate| rate.parse().unwrap()),
         bytes_in: None,
+        max: None,
     };
+    let reserved = Price { max: Some(Amount::new(100)), ..price(10, 3, None) };
     let all = [
         (CALL, price(10, 0, None)),
         (ITEM, price(0, 3, None)),
         (ALL, price(10, 3, Some("1/10B"))),
         (BYTES, price(0, 0, Some("1/100B"))),
+        (RESERVED, reserved),
     ];
     Arc::new(all.into_iter().collect())
 }
@@ -477,4 +483,106 @@ fn a_payer_whose_count_is_not_durable_grants_nothing_until_it_is() {
     pair.peers[A].session_mut().raise_received_hold(id, Amount::MAX);
     assert!(flow(&mut pair) > held + 20);
     pair.assert_alive();
+}
+
+fn costing(cost: u128) -> ResponseSpec<'static> {
+    let (metadata, payload) = (Metadata::new(), "x".into());
+    ResponseSpec { status: Status::Ok, metadata, payload, slots: &[], cost: Some(Amount::new(cost)) }
+}
+
+/// `[pay.reserve.hold]`, `[pay.reserve.commit]`
+#[test]
+fn the_maximum_is_held_until_the_response_states_the_cost_and_the_rest_is_free_at_once() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 150);
+    pair.call(A, id, RESERVED, b"first");
+    pair.call(A, id, RESERVED, b"second");
+    pair.run();
+    let [first] = &pair.requests(B)[..] else { panic!("100 of 150 are held, so the second waits") };
+    assert_eq!(pair.peers[B].session().money_needed(id).map(Amount::units), Some(200));
+    pair.peers[B].respond(first.call, costing(42)).unwrap();
+    pair.run();
+    let [second] = &pair.requests(B)[..] else { panic!("108 are free now") };
+    assert_eq!(books(&pair, id), (42, 42));
+    // Less than the call price is charged as that.
+    pair.peers[B].respond(second.call, costing(3)).unwrap();
+    pair.run();
+    let charged: Vec<_> = pair.responses(A).iter().map(|answer| answer.charged.units()).collect();
+    assert_eq!((charged, books(&pair, id)), (vec![42, 10], (52, 52)));
+}
+
+/// `[pay.reserve.maximum]`
+#[test]
+fn the_maximum_can_be_stated_and_one_more_is_refused() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 1_000);
+    pair.call(A, id, RESERVED, b"");
+    pair.call(A, id, CALL, b"");
+    pair.run();
+    let calls = pair.requests(B);
+    let above = |cost, maximum| {
+        let (cost, maximum) = (Amount::new(cost), Amount::new(maximum));
+        Err(CommandError::CostAboveMaximum { cost, maximum })
+    };
+    assert_eq!(pair.peers[B].respond(calls[0].call, costing(101)), above(101, 100));
+    assert_eq!(pair.peers[B].respond(calls[1].call, costing(11)), above(11, 10), "its price has no maximum");
+    pair.peers[B].respond(calls[0].call, costing(100)).unwrap();
+    pair.peers[B].respond(calls[1].call, costing(10)).unwrap();
+    pair.run();
+    assert_eq!(books(&pair, id), (110, 110));
+}
+
+/// `[pay.reserve.commit]`: a payee that states more than the terms allow is not believed by the payer.
+#[test]
+fn items_before_the_response_leave_its_reservation_alone_and_both_sides_count_the_same() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 106);
+    let (call, stream, reading) = watch(&mut pair, id, RESERVED);
+    (0..3).for_each(|_| pair.peers[B].push(stream, b"x").unwrap());
+    pair.run();
+    assert_eq!(pair.read_all(A, reading).0.len(), 2, "the third would need what is reserved");
+    assert_eq!(books(&pair, id), (16, 16), "the call price falls due with the first item");
+    pair.peers[B].respond(call, costing(90)).unwrap();
+    pair.run();
+    assert_eq!(pair.read_all(A, reading).0.len(), 1, "10 of the reservation were not used");
+    pair.peers[B].finish(stream);
+    pair.run();
+    let events = pair.take(A);
+    let Some(Event::CallEnded { charged, counted, .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!((charged.units(), counted.units()), (99, 99));
+    assert_eq!(books(&pair, id), (99, 99));
+}
+
+/// `[pay.call.lost]`
+#[test]
+fn a_handler_whose_connection_is_lost_costs_the_call_price_unless_the_payee_ended_it() {
+    let lost = |method, end: &dyn Fn(&mut Pair, ConnectionId)| {
+        let mut pair = Pair::one_lane();
+        let id = paid(&mut pair, 150);
+        pair.call(A, id, method, b"runs");
+        pair.call(A, id, RESERVED, b"waits");
+        pair.run();
+        end(&mut pair, id);
+        let closed = pair.take(B).into_iter().find_map(|event| match event {
+            Event::ConnectionClosed { money, .. } => money,
+            _ => None,
+        });
+        closed.expect("the last count").amount.units()
+    };
+    let close = |side: usize, code: u32| {
+        move |pair: &mut Pair, id: ConnectionId| {
+            pair.peers[side].session_mut().close(id, Reason::new(code, ""));
+            pair.run();
+        }
+    };
+    let cut = |pair: &mut Pair, _: ConnectionId| pair.peers[B].session_mut().handle_conduit_lost("gone".to_owned());
+    for method in [CALL, RESERVED] {
+        // A second handler runs beside the first where the money for it is there.
+        let expected = if method == CALL { 20 } else { 10 };
+        assert_eq!(lost(method, &close(A, code::NONE)), expected, "the payer closes");
+        assert_eq!(lost(method, &cut), expected, "the conduit is lost");
+        assert_eq!(lost(method, &close(B, code::PAYMENT_ENDED)), expected, "the payer does not pay, or opens anew");
+        assert_eq!(lost(method, &close(B, code::INTERNAL)), 0, "the payee's own failure");
+    }
+    assert_eq!(lost(FREE, &close(A, code::NONE)), 10);
 }

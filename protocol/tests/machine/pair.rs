@@ -271,7 +271,9 @@ impl Pair {
         slots: &[Flow],
     ) -> Vec<StreamKey> {
         let payload = Bytes::copy_from_slice(payload);
-        self.peers[side].respond(call, ResponseSpec { status, metadata: Metadata::new(), payload, slots }).unwrap()
+        self.peers[side]
+            .respond(call, ResponseSpec { status, metadata: Metadata::new(), payload, slots, cost: None })
+            .unwrap()
     }
 
     /// The calls that came to a side; its other events are dropped.

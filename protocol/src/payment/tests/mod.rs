@@ -48,6 +48,7 @@ pub(super) fn terms() -> Terms {
                     item: Amount::from(3),
                     bytes_out: Some(rate(25, 1024)),
                     bytes_in: None,
+                    max: None,
                 },
                 max_item_bytes: 2048,
                 max_answer_bytes: 100,
