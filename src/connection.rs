@@ -9,7 +9,9 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::MoneyCount;
 
-use crate::rpc::{Call, MethodId};
+use crate::conduit::PeerInfo;
+use crate::rpc::middleware::{ClientMiddleware, ClientStack};
+use crate::rpc::{Call, MethodId, Named, To};
 use crate::session::SessionInner;
 use crate::shared::{ConnectionCell, Shared};
 
@@ -18,6 +20,8 @@ use crate::shared::{ConnectionCell, Shared};
 #[derive(Clone)]
 pub struct Connection {
     inner: Arc<ConnectionInner>,
+    /// What is around the calls that are made with this handle.
+    around: Option<ClientStack>,
 }
 
 pub(crate) struct ConnectionInner {
@@ -35,12 +39,40 @@ impl Connection {
         cell: Arc<ConnectionCell>,
         metadata: Metadata,
     ) -> Self {
-        Connection { inner: Arc::new(ConnectionInner { opener: Some(session), id, cell, metadata }) }
+        let around = session.middleware().cloned();
+        Connection { inner: Arc::new(ConnectionInner { opener: Some(session), id, cell, metadata }), around }
     }
 
     /// A handle for the side that serves the connection, which does not close it.
     pub(crate) fn served(cell: Arc<ConnectionCell>, id: ConnectionId) -> Self {
-        Connection { inner: Arc::new(ConnectionInner { opener: None, id, cell, metadata: Metadata::new() }) }
+        let inner = Arc::new(ConnectionInner { opener: None, id, cell, metadata: Metadata::new() });
+        Connection { inner, around: None }
+    }
+
+    /// The same connection with `middleware` around the calls that are made with this handle and its clones, further in
+    /// than what is there already. A session's own is set in [`SessionConfig`](crate::SessionConfig).
+    #[must_use]
+    pub fn with_middleware(mut self, middleware: impl ClientMiddleware) -> Self {
+        self.around = Some(self.around.take().unwrap_or_default().with(middleware));
+        self
+    }
+
+    /// The same connection with nothing around its calls.
+    pub(crate) fn bare(&self) -> Self {
+        Connection { inner: self.inner.clone(), around: None }
+    }
+
+    pub(crate) fn around(&self) -> Option<&ClientStack> {
+        self.around.as_ref()
+    }
+
+    pub(crate) fn inner(&self) -> &ConnectionInner {
+        &self.inner
+    }
+
+    /// The other end of the conduit.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.inner.cell.peer().info
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -75,6 +107,14 @@ impl Connection {
         self.shared().close_connection(self.inner.id, reason);
     }
 
+    /// Waits until no call is open, of either direction. New ones may begin meanwhile.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn calls_ended(&self) {
+        self.shared().calls_ended(self.inner.id).await;
+    }
+
     /// The counts of a paid connection, also after its end; `None` for an unpaid one.
     pub fn money(&self) -> Option<MoneyCount> {
         self.inner.money()
@@ -88,7 +128,7 @@ impl Connection {
     /// Calls a method, whose arguments are a tuple or one value. What the call returns is an `R`; a method with errors of
     /// its own is called with [`or_error`](Call::or_error). The client of a `#[tollway::service]` has a method for each.
     pub fn call<A: Serialize + ?Sized, R>(&self, method: MethodId, args: &A) -> Call<'_, R> {
-        Call::new(&self.inner, method, args)
+        Call::new(To::Connection(self), Named::Id(method), args)
     }
 }
 

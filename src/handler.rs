@@ -12,7 +12,7 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::session::{CallKey, CommandError};
 
-use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, Scope, ServiceEntry};
+use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, Scope, ServiceEntry, enter_deadline};
 use crate::shared::Shared;
 
 /// Tells a handler that its caller has lost interest.
@@ -97,13 +97,14 @@ pub(crate) fn start_and_poll(
     let deadline = incoming.context.deadline;
     let first = std::panic::AssertUnwindSafe(|| {
         // What a handler calls takes over its deadline; without one nothing is handed down.
-        let scope = Scope { deadline };
-        let entered = deadline.map(|_| scope.enter());
+        let entered = deadline.map(|_| enter_deadline(deadline));
         let mut future = entry.call(incoming);
         // One that is done is dropped in here: its drop is user code, too.
         match future.as_mut().poll(cx) {
             Poll::Ready(reply) => Ok(reply),
-            Poll::Pending if entered.is_some() => Err(Box::pin(scope.hold(future)) as BoxReply),
+            Poll::Pending if entered.is_some() => {
+                Err(Box::pin(Scope { deadline, trace: None }.hold(future)) as BoxReply)
+            }
             Poll::Pending => Err(future),
         }
     });

@@ -22,7 +22,8 @@ use crate::conduit::{Conduit, FrameReader, FrameWriter, Lanes, PeerInfo};
 use crate::connection::Connection;
 use crate::driver::{Driver, Serving};
 use crate::observe::{Observer, Traffic};
-use crate::rpc::{Client, Service, ServiceEntry, Services};
+use crate::rpc::middleware::ClientStack;
+use crate::rpc::{Service, ServiceClient, ServiceEntry, Services};
 use crate::shared::{ConnectionCell, OpenAnswer, Opening, Shared};
 
 /// Bytes that the sessions of a process may grant together, unless their configuration names another pool: four sessions
@@ -48,6 +49,8 @@ pub struct SessionConfig {
     pub prover: Option<Arc<dyn Prover>>,
     /// Who watches over the session.
     pub observer: Option<Observer>,
+    /// What is around each call that this side makes on connections that it opens.
+    pub client_middleware: ClientStack,
 }
 
 /// A session that could not be established.
@@ -97,6 +100,14 @@ pub(crate) struct SessionInner {
     peer: Arc<SessionPeer>,
     metadata: Metadata,
     limits: ConnectionLimits,
+    middleware: Option<ClientStack>,
+}
+
+impl SessionInner {
+    /// What is around the calls that are made on its connections.
+    pub(crate) fn middleware(&self) -> Option<&ClientStack> {
+        self.middleware.as_ref()
+    }
 }
 
 impl Session {
@@ -173,7 +184,9 @@ impl Session {
         let serving = Serving { services, limits, max_frame, prover, admission };
         let (reader, writer) = conduit.split();
         let driver = tokio::spawn(Driver::new(shared.clone(), serving, (role, watch), (reader, writer)));
-        Beginning { inner: SessionInner { shared, peer, metadata: Metadata::new(), limits }, answer, driver, observer }
+        let middleware = Some(config.client_middleware).filter(|stack| !stack.is_empty());
+        let inner = SessionInner { shared, peer, metadata: Metadata::new(), limits, middleware };
+        Beginning { inner, answer, driver, observer }
     }
 
     /// The other end of the conduit.
@@ -222,7 +235,7 @@ impl Session {
     ///
     /// # Cancel safety
     /// That of [`open`](Self::open).
-    pub async fn open_client<C: Client>(&self) -> Result<C, OpenError> {
+    pub async fn open_client<C: ServiceClient>(&self) -> Result<C, OpenError> {
         self.open(C::NAME).await.map(C::from)
     }
 
@@ -276,6 +289,20 @@ impl Session {
     /// Nothing is lost when the future is dropped.
     pub async fn closed(&self) -> SessionEnd {
         self.inner.shared.closed().await
+    }
+
+    /// Whether the peer takes no new connections any more: it drains the session, or the session has ended.
+    pub fn is_peer_leaving(&self) -> bool {
+        self.inner.shared.is_leaving()
+    }
+
+    /// Waits until the peer takes no new connections any more: until it drains the session, or the session ends. What is
+    /// open goes on while it drains.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn peer_leaving(&self) {
+        self.inner.shared.peer_leaving().await;
     }
 
     /// Closes the session now, with everything in it. What is not on its way is dropped: close after the answers that

@@ -54,6 +54,8 @@ pub(crate) struct Work {
     /// Connections were forgotten.
     connections_gone: bool,
     session_end: Option<SessionEnd>,
+    /// The peer accepts no new connections any more.
+    leaving: Option<Reason>,
     /// Opens that the application answers.
     pub(crate) incoming: Vec<(Arc<dyn Acceptor>, IncomingOpen)>,
     /// Sides of relays for which something waits.
@@ -100,6 +102,9 @@ impl Work {
         }
         self.happened.drain(..).for_each(|happened| shared.tell(happened));
         self.after.settle();
+        if let Some(reason) = self.leaving.take() {
+            shared.set_leaving(reason);
+        }
         if let Some(end) = self.session_end.take() {
             shared.set_end(end);
         }
@@ -247,7 +252,10 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 None => work.cancel(state, call),
             }
         }
-        Event::PeerGoingAway { reason, .. } => tracing::debug!(%reason, "the peer is going away"),
+        Event::PeerGoingAway { reason, .. } => {
+            tracing::debug!(%reason, "the peer is going away");
+            work.leaving = Some(reason);
+        }
         Event::Pong { rtt } => tracing::trace!(?rtt, "pong"),
         Event::Payment { connection, message } => post(state, connection, PaymentEvent::Message(message)),
         Event::MoneyLow { connection } => post(state, connection, PaymentEvent::Low),

@@ -39,6 +39,9 @@ pub(crate) struct Shared {
     start: Instant,
     peer: Arc<SessionPeer>,
     end: OnceLock<SessionEnd>,
+    /// The peer accepts no new connections any more.
+    leaving: OnceLock<Reason>,
+    /// Notified with the end, and when the peer is leaving.
     ended: Notify,
     /// Notified when calls of this side have ended.
     call_gone: Notify,
@@ -242,6 +245,7 @@ impl Shared {
             start: Instant::now(),
             peer,
             end: OnceLock::new(),
+            leaving: OnceLock::new(),
             ended: Notify::new(),
             call_gone: Notify::new(),
             connection_gone: Notify::new(),
@@ -300,6 +304,27 @@ impl Shared {
             let ended = self.ended.notified();
             if let Some(end) = self.end() {
                 return end.clone();
+            }
+            ended.await;
+        }
+    }
+
+    pub(crate) fn set_leaving(&self, reason: Reason) {
+        if self.leaving.set(reason).is_ok() {
+            self.ended.notify_waiters();
+        }
+    }
+
+    /// Whether the session takes no new connections: the peer is leaving, or it has ended.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.get().is_some() || self.end().is_some()
+    }
+
+    pub(crate) async fn peer_leaving(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.is_leaving() {
+                return;
             }
             ended.await;
         }

@@ -131,7 +131,7 @@ async fn streams_end_with_the_deadline_of_their_call() {
     assert_eq!(end.await, Err(StreamError::DeadlineExceeded));
     assert_eq!(came, 3, "what came in time is there");
     assert_eq!(within(dropped.recv()).await, Some("stream"));
-    let connection: &tollway::Connection = clock.as_ref();
+    let connection = clock.as_ref().connection().expect("it has one");
     within(async {
         while connection.open_calls() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;

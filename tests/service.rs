@@ -14,9 +14,10 @@ use tollway::protocol::limits::ConnectionLimits;
 use tollway::protocol::metadata::Metadata;
 use tollway::protocol::payment::{Amount, Price};
 use tollway::rpc::{
-    Body, CallContext, CallError, Client, Execution, MethodId, NoError, Rx, Services, Stream, StreamError, Tx, stream,
+    Body, CallContext, CallError, Execution, MethodId, NoError, Rx, ServiceClient, Services, Stream, StreamError, Tx,
+    stream,
 };
-use tollway::{Connection, Session, SessionConfig};
+use tollway::{Session, SessionConfig};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("there is no {0}")]
@@ -262,7 +263,7 @@ async fn a_stream_that_is_dropped_is_dropped_at_its_source() {
     // It waits, and sends nothing by which it could notice.
     drop(endless);
     assert_eq!(within(dropped.recv()).await, Some("endless"));
-    let connection: &Connection = kit.as_ref();
+    let connection = kit.as_ref().connection().expect("it has one");
     within(async {
         while connection.open_calls() > 0 {
             tokio::task::yield_now().await;

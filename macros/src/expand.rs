@@ -74,21 +74,29 @@ fn stream_in_result(method: &Method) -> TokenStream {
     quote!(#first)
 }
 
-fn method_const(method: &Method) -> Ident {
-    // Prefixed, so that a method `name` does not hide the `NAME` of the client.
-    format_ident!("METHOD_{}", method.ident.to_string().trim_start_matches("r#").to_uppercase())
+/// A method's name, without what makes it no keyword.
+fn plain_name(method: &Method) -> String {
+    method.ident.to_string().trim_start_matches("r#").to_owned()
 }
 
-/// The ids of the methods. They are the client's, since no constant of a generic type can be a pattern.
-fn ids(service: &Service) -> impl Iterator<Item = TokenStream> {
+/// The constants of a method: all that is known of it, and its id.
+fn method_consts(method: &Method) -> [Ident; 2] {
+    // Prefixed, so that a method `name` does not hide the `NAME` of the client.
+    ["METHOD", "ID"].map(|prefix| format_ident!("{prefix}_{}", plain_name(method).to_uppercase()))
+}
+
+/// The methods. They are the client's, since no constant of a generic type can be a pattern.
+fn methods(service: &Service) -> impl Iterator<Item = TokenStream> {
     service.methods.iter().map(|method| {
-        let (conditions, id, (name, version)) =
-            (method.conditions(), method_const(method), (&service.name, service.version));
-        let method = method.ident.to_string();
-        let method = method.trim_start_matches("r#");
+        let (conditions, [named, id]) = (method.conditions().collect::<Vec<_>>(), method_consts(method));
+        let (name, version, method_name) = (&service.name, service.version, plain_name(method));
+        let idempotent = method.is_idempotent.then(|| quote!(.idempotent()));
         quote! {
             #(#conditions)*
-            const #id: ::tollway::rpc::MethodId = ::tollway::rpc::MethodId::of(#name, #version, #method);
+            const #named: &'static ::tollway::rpc::Method =
+                &::tollway::rpc::Method::of(#name, #version, #method_name)#idempotent;
+            #(#conditions)*
+            const #id: ::tollway::rpc::MethodId = Self::#named.id();
         }
     })
 }
@@ -98,9 +106,9 @@ fn client(service: &Service) -> TokenStream {
     let client = client_name(service);
     let docs =
         format!("A client of the service `{name}`, version {version}: calls the methods of [`{ident}`] at the peer.");
-    let ids = ids(service);
+    let consts = methods(service);
     let methods = service.methods.iter().map(|method| {
-        let (attributes, ident, id) = (carried(&method.attributes), &method.ident, method_const(method));
+        let (attributes, ident, [named, _]) = (carried(&method.attributes), &method.ident, method_consts(method));
         let names: Vec<_> = method.arguments.iter().map(|(name, _)| name).collect();
         let types = method.arguments.iter().map(|(_, of)| of);
         let value = match &method.returns {
@@ -116,7 +124,7 @@ fn client(service: &Service) -> TokenStream {
             #(#attributes)*
             pub fn #ident(&self #(, #names: #types)*) -> ::tollway::rpc::Call<'_, #value, #error> {
                 #shows
-                ::tollway::__private::call(&self.connection, Self::#id, &(#(#names,)*))
+                ::tollway::__private::call(&self.caller, Self::#named, &(#(#names,)*))
             }
         }
     });
@@ -124,28 +132,34 @@ fn client(service: &Service) -> TokenStream {
         #[doc = #docs]
         #[derive(::core::clone::Clone, ::core::fmt::Debug)]
         #visibility struct #client {
-            connection: ::tollway::Connection,
+            caller: ::tollway::rpc::Caller,
         }
 
         impl #client {
-            #(#ids)*
+            #(#consts)*
             #(#methods)*
         }
 
-        impl ::tollway::rpc::Client for #client {
+        impl ::tollway::rpc::ServiceClient for #client {
             const NAME: &'static str = #name;
             const VERSION: u32 = #version;
         }
 
         impl ::core::convert::From<::tollway::Connection> for #client {
             fn from(connection: ::tollway::Connection) -> Self {
-                Self { connection }
+                Self { caller: connection.into() }
             }
         }
 
-        impl ::core::convert::AsRef<::tollway::Connection> for #client {
-            fn as_ref(&self) -> &::tollway::Connection {
-                &self.connection
+        impl ::core::convert::From<::tollway::rpc::Caller> for #client {
+            fn from(caller: ::tollway::rpc::Caller) -> Self {
+                Self { caller }
+            }
+        }
+
+        impl ::core::convert::AsRef<::tollway::rpc::Caller> for #client {
+            fn as_ref(&self) -> &::tollway::rpc::Caller {
+                &self.caller
             }
         }
     }
@@ -172,8 +186,12 @@ fn server(service: &Service) -> TokenStream {
     let docs = format!("The service `{name}`, version {version}: answers calls with a [`{ident}`].");
     let client = client_name(service);
     let arms = service.methods.iter().map(|method| {
-        let (conditions, id, handler) = (method.conditions(), method_const(method), handler(service, method));
+        let (conditions, [_, id], handler) = (method.conditions(), method_consts(method), handler(service, method));
         quote!(#(#conditions)* #client::#id => #handler)
+    });
+    let names = service.methods.iter().map(|method| {
+        let (conditions, [named, id]) = (method.conditions(), method_consts(method));
+        quote!(#(#conditions)* #client::#id => ::core::option::Option::Some(#client::#named.name()),)
     });
     let call = own("call");
     quote! {
@@ -210,6 +228,13 @@ fn server(service: &Service) -> TokenStream {
 
             fn inline_within(&self) -> ::core::option::Option<::core::time::Duration> {
                 self.inline_within
+            }
+
+            fn method_name(&self, method: ::tollway::rpc::MethodId) -> ::core::option::Option<&'static str> {
+                match method {
+                    #(#names)*
+                    _ => ::core::option::Option::None,
+                }
             }
         }
 
@@ -288,9 +313,8 @@ fn price_list(service: &Service) -> TokenStream {
     let server = server_name(service);
     let prices = service.methods.iter().filter_map(|method| {
         let price = method.price.as_ref()?;
-        let (conditions, name) = (method.conditions(), method.ident.to_string());
+        let (conditions, name) = (method.conditions(), plain_name(method));
         let (value, [max_item, max_answer]) = (price.value(), price.sizes());
-        let name = name.trim_start_matches("r#");
         Some(quote! {
             #(#conditions)*
             {

@@ -35,8 +35,9 @@ use proc_macro::TokenStream;
 /// in a `Result`. Methods may have bodies, which are their defaults.
 ///
 /// **`GreeterClient`** has the same methods and is `Clone`; each returns a `tollway::rpc::Call`, which is awaited. A stream
-/// is an `Rx<T>` there. `session.open_client::<GreeterClient>()` opens one; `GreeterClient::from(connection)` takes a connection
-/// that is open, a paid one too.
+/// is an `Rx<T>` there. `tollway::Client` makes one that connects when it is needed, by `client.service()`;
+/// `session.open_client::<GreeterClient>()` opens one on a session, and `GreeterClient::from(connection)` takes a connection that is
+/// open, a paid one too.
 ///
 /// **`GreeterServer::new(…)`** makes a `Service` of whatever implements the trait, for `Services::with`. `GreeterServer::NAME`,
 /// `VERSION` and `prices()` say what a `Payee` wants to know.
@@ -45,6 +46,9 @@ use proc_macro::TokenStream;
 /// `#[tollway::service(name = "org.greeter", version = 2)]`: without, the name is that of the trait in snake case, and the
 /// version 1. Method ids follow from name, version and the method's name. Whoever changes the types of a method that is in use
 /// gives the service a new version: the wire carries no types.
+///
+/// `#[idempotent]` on a method says that it may be executed twice where once was wanted, and does no harm: a `tollway::Client`
+/// that is told to may then repeat a call whose connection was lost.
 ///
 /// # Prices
 /// `#[price(call = 100, item = 2, bytes = "25/KiB")]` on a method, each optional, in base units: for the call, for each item and

@@ -41,6 +41,8 @@ pub(crate) struct Method {
     pub(crate) output: TokenStream,
     pub(crate) default: Option<Block>,
     pub(crate) price: Option<Price>,
+    /// Whether it says that it may be executed twice.
+    pub(crate) is_idempotent: bool,
 }
 
 /// What a method returns, in its `Result` if it has one.
@@ -154,6 +156,7 @@ impl Method {
             return Err(Error::new(what, "a method of a service is called from elsewhere: it is a plain function"));
         }
         let price = Price::take(&mut attrs)?;
+        let is_idempotent = take_idempotent(&mut attrs)?;
         let is_async = sig.asyncness.is_some();
         let mut inputs = sig.inputs.into_iter();
         match inputs.next() {
@@ -186,6 +189,7 @@ impl Method {
             output,
             default,
             price,
+            is_idempotent,
         })
     }
 
@@ -193,6 +197,16 @@ impl Method {
     pub(crate) fn conditions(&self) -> impl Iterator<Item = &Attribute> {
         self.attributes.iter().filter(|attribute| attribute.path().is_ident("cfg"))
     }
+}
+
+/// Takes `#[idempotent]` out of a method's attributes.
+fn take_idempotent(attributes: &mut Vec<Attribute>) -> Result<bool> {
+    let mut found = None;
+    for attribute in attributes.extract_if(.., |attribute| attribute.path().is_ident("idempotent")) {
+        attribute.meta.require_path_only()?;
+        once(&mut found, (), attribute.pound_token.span)?;
+    }
+    Ok(found.is_some())
 }
 
 fn is_shared_self(receiver: &syn::Receiver) -> bool {

@@ -144,6 +144,12 @@ impl PaidConnection {
         }
     }
 
+    /// Waits until its task has ended, which it does after its connection: then the channel may be paid from again.
+    pub(crate) async fn released(&self) {
+        let mut failed = self.failed.clone();
+        while failed.changed().await.is_ok() {}
+    }
+
     /// Waits for all calls to end, states what was received in a close voucher, and waits for the payee's final
     /// receipt. Then the connection is closed.
     ///

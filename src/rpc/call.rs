@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tollway_protocol::error::ConnectionEnd;
@@ -16,12 +15,14 @@ use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
 use tollway_protocol::session::{CallKey, CallSpec};
 
-use super::codec::{self, EncodeError, OutboundSlots};
+use super::codec::{self, EncodeError};
 use super::error::{CallError, NoError, detail};
-use super::method::MethodId;
+use super::middleware::NextCall;
+use super::outgoing::{Answer, Named, OutgoingCall, Target};
 use super::scope::Scope;
-use super::stream_core::InboundStream;
 use crate::connection::{Connection, ConnectionInner};
+use crate::future::BoxFuture;
+use crate::reconnect::RemoteService;
 use crate::shared::{Shared, SlotKey};
 
 /// A call of a method that returns an `R`, or an `E` of its own: a future of its outcome, and what is to be told of it
@@ -37,17 +38,8 @@ pub struct Call<'a, R, E = NoError> {
 
 impl<R, E> fmt::Debug for Call<'_, R, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("connection", &self.future.connection.id).finish_non_exhaustive()
+        f.debug_struct("Call").field("stage", &self.future.stage.name()).finish_non_exhaustive()
     }
-}
-
-/// A typed client: a connection with a method for each method of its service. `#[tollway::service]` makes them;
-/// [`Session::open_client`](crate::Session::open_client) opens one.
-pub trait Client: From<Connection> + AsRef<Connection> {
-    /// The service's name.
-    const NAME: &'static str;
-    /// The version of the service that the client speaks.
-    const VERSION: u32;
 }
 
 /// What a method returned, with what came along.
@@ -65,19 +57,17 @@ pub struct Response<R> {
 
 impl<'a, R, E> Call<'a, R, E> {
     /// Encodes the arguments.
-    pub(crate) fn new<A: Serialize + ?Sized>(connection: &'a ConnectionInner, method: MethodId, args: &A) -> Self {
+    pub(crate) fn new<A: Serialize + ?Sized>(to: To<'a>, method: Named, args: &A) -> Self {
         let stage = match codec::encode(args) {
-            Ok((payload, slots)) => {
-                Stage::Start(Request { method, metadata: Metadata::new(), deadline: None, payload, slots })
-            }
+            Ok((payload, slots)) => Stage::Start(to, OutgoingCall::new(method, payload, slots)),
             Err(error) => Stage::Unencodable(error),
         };
-        Call { future: CallFuture { connection, stage }, types: PhantomData }
+        Call { future: CallFuture { stage }, types: PhantomData }
     }
 
     /// Sends metadata along.
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
-        if let Stage::Start(request) = &mut self.future.stage {
+        if let Stage::Start(_, request) = &mut self.future.stage {
             request.metadata = metadata;
         }
         self
@@ -95,7 +85,7 @@ impl<'a, R, E> Call<'a, R, E> {
     /// # }
     /// ```
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
-        if let Stage::Start(request) = &mut self.future.stage {
+        if let Stage::Start(_, request) = &mut self.future.stage {
             request.deadline = Some(deadline);
         }
         self
@@ -142,35 +132,6 @@ impl<R: DeserializeOwned, E: DeserializeOwned> Future for Call<'_, R, E> {
     }
 }
 
-/// A call that is to be made, with its arguments encoded.
-pub(crate) struct Request {
-    method: MethodId,
-    metadata: Metadata,
-    deadline: Option<Instant>,
-    payload: Bytes,
-    slots: OutboundSlots,
-}
-
-/// The answer of a method, not decoded yet. Dropped like this, its streams are ended.
-pub(crate) struct Answer {
-    pub(crate) status: Status,
-    pub(crate) metadata: Metadata,
-    pub(crate) charged: Amount,
-    pub(crate) payload: Bytes,
-    pub(crate) streams: Vec<InboundStream>,
-}
-
-impl Answer {
-    /// The result, or the method's own error.
-    fn decode<R: DeserializeOwned, E: DeserializeOwned>(self) -> Result<R, CallError<E>> {
-        let Answer { status, payload, streams, .. } = self;
-        if status == Status::Ok {
-            return codec::decode(&payload, streams).map_err(CallError::InvalidAnswer);
-        }
-        Err(codec::decode(&payload, streams).map_or_else(CallError::InvalidAnswer, CallError::App))
-    }
-}
-
 /// Where the answer to a call is left for its caller.
 pub(crate) struct CallSlot {
     waker: Option<Waker>,
@@ -207,42 +168,79 @@ impl CallSlot {
     }
 }
 
-/// A call that is to be made, under way, or done. Dropping it cancels the call.
-struct CallFuture<'a> {
-    connection: &'a ConnectionInner,
-    stage: Stage,
+/// Whom a call is made to.
+#[derive(Clone, Copy)]
+pub(crate) enum To<'a> {
+    /// A connection that is open.
+    Connection(&'a Connection),
+    /// A service at an endpoint, to which a connection is opened when one is needed.
+    Remote(&'a RemoteService),
 }
 
-enum Stage {
-    Start(Request),
+/// A call that is to be made, under way, or done. Dropping it cancels the call.
+pub(crate) struct CallFuture<'a> {
+    stage: Stage<'a>,
+}
+
+enum Stage<'a> {
+    Start(To<'a>, OutgoingCall),
     Unencodable(EncodeError),
-    Waiting(CallKey, SlotKey),
+    Waiting(&'a ConnectionInner, CallKey, SlotKey),
+    /// Middleware is around the call, or a connection has to be found for it.
+    Around(BoxFuture<'static, Result<Answer, CallError>>),
     Done,
 }
 
-impl CallFuture<'_> {
-    fn start(&mut self, request: Request, cx: &mut Context<'_>) -> Result<(CallKey, SlotKey), CallError> {
-        let Request { method, metadata, deadline, payload, slots } = request;
+impl Stage<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Stage::Start(..) => "to be made",
+            Stage::Unencodable(_) => "not encodable",
+            Stage::Waiting(..) | Stage::Around(_) => "under way",
+            Stage::Done => "done",
+        }
+    }
+}
+
+impl<'a> CallFuture<'a> {
+    /// A call on a connection, with nothing around it.
+    pub(crate) fn direct(connection: &'a Connection, call: OutgoingCall) -> CallFuture<'a> {
+        let mut future = CallFuture { stage: Stage::Done };
+        future.stage = Stage::Start(To::Connection(connection), call);
+        future
+    }
+
+    fn start(
+        &self,
+        connection: &ConnectionInner,
+        call: OutgoingCall,
+        cx: &mut Context<'_>,
+    ) -> Result<(CallKey, SlotKey), CallError> {
+        let OutgoingCall { method, metadata, deadline, payload, slots, .. } = call;
         let flows = slots.flows();
-        let connection = self.connection.id;
         // The sooner of its own deadline and that of the handler that makes it.
-        let deadline = deadline.into_iter().chain(Scope::current().deadline).min();
-        let deadline = deadline.map(|at| self.connection.cell.shared.time_of(at));
-        let spec = CallSpec { connection, method: method.0, deadline, metadata, payload, slots: &flows };
-        self.connection.cell.shared.start_call(spec, slots, cx.waker().clone()).map_err(|error| {
-            match self.connection.cell.end() {
+        let deadline = deadline.into_iter().chain(Scope::deadline_of_current()).min();
+        let deadline = deadline.map(|at| connection.cell.shared.time_of(at));
+        let spec = CallSpec { connection: connection.id, method: method.0, deadline, metadata, payload, slots: &flows };
+        connection.cell.shared.start_call(spec, slots, cx.waker().clone()).map_err(|error| {
+            match connection.cell.end() {
                 Some(end) => CallError::ConnectionClosed { cause: end.clone(), sent: false },
                 None => CallError::not_sent(error),
             }
         })
     }
 
-    fn poll_outcome(&mut self, key: SlotKey, cx: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
-        let mut state = self.connection.cell.shared.lock();
+    fn poll_outcome(
+        &mut self,
+        connection: &ConnectionInner,
+        key: SlotKey,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Answer, CallError>> {
+        let mut state = connection.cell.shared.lock();
         let Some(slot) = state.slots.get_mut(key) else {
             drop(state);
             self.stage = Stage::Done;
-            return Poll::Ready(Err(self.ended()));
+            return Poll::Ready(Err(ended(connection)));
         };
         match slot.outcome.take() {
             None => {
@@ -256,12 +254,12 @@ impl CallFuture<'_> {
                 self.stage = Stage::Done;
                 match outcome {
                     Outcome::Answered(answer) => {
-                        if state.machine.consume_body(self.connection.id, answer.payload.len()) {
+                        if state.machine.consume_body(connection.id, answer.payload.len()) {
                             Shared::unlock_and_kick(state);
                         } else {
                             drop(state);
                         }
-                        Poll::Ready(self.checked(answer))
+                        Poll::Ready(checked(connection, answer))
                     }
                     Outcome::Expired(sent) => {
                         drop(state);
@@ -269,65 +267,77 @@ impl CallFuture<'_> {
                     }
                     Outcome::Failed => {
                         drop(state);
-                        Poll::Ready(Err(self.ended()))
+                        Poll::Ready(Err(ended(connection)))
                     }
                 }
             }
         }
     }
+}
 
-    /// An answer of the method itself passes; what the callee's side says in its place becomes an error.
-    fn checked(&self, answer: Answer) -> Result<Answer, CallError> {
-        Err(match answer.status {
-            Status::Ok | Status::AppError => return Ok(answer),
-            Status::UnknownMethod => CallError::UnknownMethod,
-            Status::InvalidPayload => CallError::InvalidPayload,
-            Status::Cancelled => CallError::Cancelled,
-            Status::DeadlineExceeded => CallError::DeadlineExceeded { sent: true },
-            Status::TooLarge => detail::too_large(&answer.metadata),
-            Status::AtCapacity => CallError::AtCapacity,
-            Status::Refused => detail::refused(&answer.metadata),
-            Status::PaymentFailed => {
-                let count = self.connection.money();
-                detail::unpaid(&answer.metadata, count.map_or(Amount::ZERO, |count| count.amount))
-            }
-            _ => CallError::HandlerFailed,
-        })
-    }
+/// An answer of the method itself passes; what the callee's side says in its place becomes an error.
+fn checked(connection: &ConnectionInner, answer: Answer) -> Result<Answer, CallError> {
+    Err(match answer.status {
+        Status::Ok | Status::AppError => return Ok(answer),
+        Status::UnknownMethod => CallError::UnknownMethod,
+        Status::InvalidPayload => CallError::InvalidPayload,
+        Status::Cancelled => CallError::Cancelled,
+        Status::DeadlineExceeded => CallError::DeadlineExceeded { sent: true },
+        Status::TooLarge => detail::too_large(&answer.metadata),
+        Status::AtCapacity => CallError::AtCapacity,
+        Status::Refused => detail::refused(&answer.metadata),
+        Status::PaymentFailed => {
+            let count = connection.money();
+            detail::unpaid(&answer.metadata, count.map_or(Amount::ZERO, |count| count.amount))
+        }
+        _ => CallError::HandlerFailed,
+    })
+}
 
-    /// Why a call that was made has no answer.
-    fn ended(&self) -> CallError {
-        let cell = &self.connection.cell;
-        let cause = cell.end().cloned().or_else(|| cell.shared.end().cloned().map(ConnectionEnd::Session));
-        cause.map_or(CallError::HandlerFailed, |cause| CallError::ConnectionClosed { cause, sent: true })
-    }
+/// Why a call that was made has no answer.
+fn ended(connection: &ConnectionInner) -> CallError {
+    let cell = &connection.cell;
+    let cause = cell.end().cloned().or_else(|| cell.shared.end().cloned().map(ConnectionEnd::Session));
+    cause.map_or(CallError::HandlerFailed, |cause| CallError::ConnectionClosed { cause, sent: true })
 }
 
 impl Future for CallFuture<'_> {
     type Output = Result<Answer, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Stage::Waiting(_, slot) = self.stage {
-            return self.poll_outcome(slot, cx);
+        if let Stage::Waiting(connection, _, slot) = self.stage {
+            return self.poll_outcome(connection, slot, cx);
         }
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Start(request) => match self.start(request, cx) {
-                Ok((call, slot)) => {
-                    self.stage = Stage::Waiting(call, slot);
-                    Poll::Pending
-                }
-                Err(error) => Poll::Ready(Err(error)),
+        let mut around = match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Start(To::Connection(connection), call) => match connection.around() {
+                None => match self.start(connection.inner(), call, cx) {
+                    Ok((key, slot)) => {
+                        self.stage = Stage::Waiting(connection.inner(), key, slot);
+                        return Poll::Pending;
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                Some(stack) => NextCall::new(stack, Target::Connection(connection.clone())).begin(call),
             },
-            Stage::Unencodable(error) => Poll::Ready(Err(CallError::Encode(error))),
-            Stage::Waiting(..) | Stage::Done => Poll::Pending,
+            Stage::Start(To::Remote(service), call) => {
+                NextCall::new(service.around(), Target::Remote(service.clone())).begin(call)
+            }
+            Stage::Unencodable(error) => return Poll::Ready(Err(CallError::Encode(error))),
+            Stage::Around(around) => around,
+            Stage::Waiting(..) | Stage::Done => return Poll::Pending,
+        };
+        let polled = around.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.stage = Stage::Around(around);
         }
+        polled
     }
 }
 
 impl Drop for CallFuture<'_> {
     fn drop(&mut self) {
-        if let Stage::Waiting(call, slot) = self.stage {
-            self.connection.cell.shared.cancel_call(self.connection.id, call, slot);
+        if let Stage::Waiting(connection, call, slot) = self.stage {
+            connection.cell.shared.cancel_call(connection.id, call, slot);
         }
     }
 }

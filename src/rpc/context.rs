@@ -51,6 +51,16 @@ impl CallContext {
         self.method
     }
 
+    /// The name of the service that is called.
+    pub fn service(&self) -> &str {
+        self.cell.service.as_ref().map_or("", |entry| entry.service.name())
+    }
+
+    /// The method's name, if the service knows it: see [`Service::method_name`](super::Service::method_name).
+    pub fn method_name(&self) -> Option<&'static str> {
+        self.cell.service.as_ref().and_then(|entry| entry.service.method_name(self.method))
+    }
+
     /// The caller's metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -66,8 +76,8 @@ impl CallContext {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Takes the call's deadline along to a task of its own: what the future calls takes over what is left of it, as what
-    /// the handler calls itself does.
+    /// Takes the call's deadline, and the trace that it belongs to, along to a task of its own: what the future calls takes
+    /// over what is left of it, as what the handler calls itself does.
     ///
     /// ```
     /// # use tollway::rpc::CallContext;
@@ -77,7 +87,7 @@ impl CallContext {
     /// }
     /// ```
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        Scope { deadline: self.deadline }.hold(future)
+        Scope { deadline: self.deadline, ..Scope::current() }.hold(future)
     }
 
     /// The other end of the conduit.

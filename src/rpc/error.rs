@@ -1,15 +1,18 @@
 //! Calls that did not bring their method's result: why, whether they were executed, and whether to repeat them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tollway_protocol::error::{ConnectionEnd, Reason, code};
+use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
 use tollway_protocol::session::CommandError;
 
 use super::codec::{DecodeError, EncodeError};
+use crate::reconnect::ClientError;
 use crate::session::OpenError;
 
 /// The error of a method that has none of its own.
@@ -57,6 +60,127 @@ pub enum Execution {
     /// It was, to its end.
     Executed,
 }
+
+/// What kind of failure a call ended in: [`CallError`] without its details, for those that count and sort them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The method's own error.
+    App,
+    /// [`CallError::UnknownMethod`].
+    UnknownMethod,
+    /// [`CallError::InvalidPayload`].
+    InvalidPayload,
+    /// [`CallError::TooLarge`].
+    TooLarge,
+    /// [`CallError::Cancelled`], or the caller lost interest.
+    Cancelled,
+    /// [`CallError::DeadlineExceeded`].
+    DeadlineExceeded,
+    /// [`CallError::HandlerFailed`].
+    HandlerFailed,
+    /// [`CallError::Refused`].
+    Refused,
+    /// [`CallError::PaymentRequired`].
+    PaymentRequired,
+    /// [`CallError::PaymentFailed`].
+    PaymentFailed,
+    /// [`CallError::ConnectionClosed`].
+    ConnectionClosed,
+    /// [`CallError::NoConnection`].
+    NoConnection,
+    /// [`CallError::AtCapacity`].
+    AtCapacity,
+    /// [`CallError::Encode`].
+    Encode,
+    /// [`CallError::InvalidAnswer`].
+    InvalidAnswer,
+    /// [`CallError::NotSent`].
+    NotSent,
+}
+
+impl ErrorKind {
+    /// A word for it in snake case, such as `deadline_exceeded`: for metrics and logs, and it does not change.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::App => "app",
+            ErrorKind::UnknownMethod => "unknown_method",
+            ErrorKind::InvalidPayload => "invalid_payload",
+            ErrorKind::TooLarge => "too_large",
+            ErrorKind::Cancelled => "cancelled",
+            ErrorKind::DeadlineExceeded => "deadline_exceeded",
+            ErrorKind::HandlerFailed => "handler_failed",
+            ErrorKind::Refused => "refused",
+            ErrorKind::PaymentRequired => "payment_required",
+            ErrorKind::PaymentFailed => "payment_failed",
+            ErrorKind::ConnectionClosed => "connection_closed",
+            ErrorKind::NoConnection => "no_connection",
+            ErrorKind::AtCapacity => "at_capacity",
+            ErrorKind::Encode => "encode",
+            ErrorKind::InvalidAnswer => "invalid_answer",
+            ErrorKind::NotSent => "not_sent",
+        }
+    }
+
+    /// What an answer's status says, unless that all went well.
+    pub(crate) const fn of_status(status: Status) -> Option<Self> {
+        Some(match status {
+            Status::Ok => return None,
+            Status::AppError => ErrorKind::App,
+            Status::UnknownMethod => ErrorKind::UnknownMethod,
+            Status::InvalidPayload => ErrorKind::InvalidPayload,
+            Status::TooLarge => ErrorKind::TooLarge,
+            Status::Cancelled => ErrorKind::Cancelled,
+            Status::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Status::Refused => ErrorKind::Refused,
+            Status::PaymentFailed => ErrorKind::PaymentFailed,
+            Status::AtCapacity => ErrorKind::AtCapacity,
+            _ => ErrorKind::HandlerFailed,
+        })
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A connection that a [`Client`](crate::Client) could not get, so that a call was not made. Clones share the cause.
+#[derive(Debug, Clone)]
+pub struct ConnectFailure(Arc<ClientError>);
+
+impl ConnectFailure {
+    pub(crate) fn new(error: ClientError) -> Self {
+        ConnectFailure(Arc::new(error))
+    }
+
+    /// Why there is no connection.
+    pub fn cause(&self) -> &ClientError {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for ConnectFailure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl PartialEq for ConnectFailure {
+    /// Whether they are of one attempt.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ConnectFailure {}
 
 /// A payment that did not come: both sides' counts, in base units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +263,9 @@ pub enum CallError<E = NoError> {
         /// Whether the call was on its way.
         sent: bool,
     },
+    /// A [`Client`](crate::Client) has no connection for the call.
+    #[error("no connection: {0}")]
+    NoConnection(#[source] ConnectFailure),
     /// One of the two sides has no memory for the call, or for its answer, now.
     #[error("there is no memory for the call or its answer now: try again, or raise the memory budget")]
     AtCapacity,
@@ -173,8 +300,31 @@ impl<E> CallError<E> {
             | CallError::TooLarge { body: Body::Request, .. }
             | CallError::Refused(_)
             | CallError::PaymentRequired { .. }
+            | CallError::NoConnection(_)
             | CallError::Encode(_)
             | CallError::NotSent(_) => Execution::NotExecuted,
+        }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            CallError::App(_) => ErrorKind::App,
+            CallError::UnknownMethod => ErrorKind::UnknownMethod,
+            CallError::InvalidPayload => ErrorKind::InvalidPayload,
+            CallError::TooLarge { .. } => ErrorKind::TooLarge,
+            CallError::Cancelled => ErrorKind::Cancelled,
+            CallError::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
+            CallError::HandlerFailed => ErrorKind::HandlerFailed,
+            CallError::Refused(_) => ErrorKind::Refused,
+            CallError::PaymentRequired { .. } => ErrorKind::PaymentRequired,
+            CallError::PaymentFailed(_) => ErrorKind::PaymentFailed,
+            CallError::ConnectionClosed { .. } => ErrorKind::ConnectionClosed,
+            CallError::NoConnection(_) => ErrorKind::NoConnection,
+            CallError::AtCapacity => ErrorKind::AtCapacity,
+            CallError::Encode(_) => ErrorKind::Encode,
+            CallError::InvalidAnswer(_) => ErrorKind::InvalidAnswer,
+            CallError::NotSent(_) => ErrorKind::NotSent,
         }
     }
 
@@ -183,6 +333,7 @@ impl<E> CallError<E> {
     pub fn is_retryable(&self) -> bool {
         match self {
             CallError::ConnectionClosed { sent, .. } => !sent,
+            CallError::NoConnection(_) => true,
             CallError::Refused(reason) => matches!(reason.code, code::GOING_AWAY | code::AT_CAPACITY),
             CallError::NotSent(error) => matches!(error, CommandError::AtCapacity { .. } | CommandError::GoingAway),
             _ => false,
@@ -211,6 +362,7 @@ impl<E> CallError<E> {
             CallError::PaymentRequired { terms } => CallError::PaymentRequired { terms },
             CallError::PaymentFailed(counts) => CallError::PaymentFailed(counts),
             CallError::ConnectionClosed { cause, sent } => CallError::ConnectionClosed { cause, sent },
+            CallError::NoConnection(failure) => CallError::NoConnection(failure),
             CallError::AtCapacity => CallError::AtCapacity,
             CallError::Encode(error) => CallError::Encode(error),
             CallError::InvalidAnswer(error) => CallError::InvalidAnswer(error),

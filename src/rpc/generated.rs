@@ -13,12 +13,12 @@ use tollway_protocol::payment::{Amount, MethodPrice, Price, Rate, parse_bytes};
 
 use super::call::Call;
 use super::meter;
-use super::method::MethodId;
+use super::method::{Method, MethodId};
+use super::outgoing::Caller;
 use super::scope::Scope;
 use super::service::{Reply, SHORT};
 use super::stream::stream;
 use super::stream_core::OUTBOX_BYTES;
-use crate::connection::Connection;
 
 /// The largest body and item by default, in bytes.
 pub const MAX_BODY: u64 = ConnectionLimits::DEFAULT.max_body as u64;
@@ -33,8 +33,8 @@ pub const fn travels<'de, T: Serialize + Deserialize<'de>>() {}
 pub const fn is_owned<T: Serialize + DeserializeOwned>() {}
 
 /// A call with the error of its method.
-pub fn call<'a, A: Serialize, R, E>(connection: &'a Connection, method: MethodId, args: &A) -> Call<'a, R, E> {
-    connection.call::<A, R>(method, args).or_error()
+pub fn call<'a, A: Serialize, R, E>(caller: &'a Caller, method: &'static Method, args: &A) -> Call<'a, R, E> {
+    caller.call_named(method, args)
 }
 
 /// A rate in an attribute.

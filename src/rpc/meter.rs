@@ -58,7 +58,7 @@ where
     /// Outside a tokio runtime: a task of its own feeds the stream.
     fn metered(self, meter: &Meter) -> Rx<Self::Item> {
         let (tx, rx) = stream();
-        let scope = Scope { deadline: meter.deadline };
+        let scope = Scope { deadline: meter.deadline, ..Scope::current() };
         // The call waits for its streams, and a stream whose call has ended stops this task.
         drop(tokio::spawn(scope.hold(feed(self, tx, meter.ahead))));
         rx

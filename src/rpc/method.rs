@@ -34,6 +34,48 @@ impl fmt::Debug for MethodId {
     }
 }
 
+/// A method of a service as both sides know it by name. `#[tollway::service]` makes one for each of a trait's methods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method {
+    service: &'static str,
+    name: &'static str,
+    id: MethodId,
+    idempotent: bool,
+}
+
+impl Method {
+    /// A method of a version of a service.
+    pub const fn of(service: &'static str, version: u32, name: &'static str) -> Self {
+        Method { service, name, id: MethodId::of(service, version, name), idempotent: false }
+    }
+
+    /// Says that the method may be executed twice where once was wanted, and does no harm.
+    #[must_use]
+    pub const fn idempotent(self) -> Self {
+        Method { idempotent: true, ..self }
+    }
+
+    /// The service's name.
+    pub const fn service(&self) -> &'static str {
+        self.service
+    }
+
+    /// The method's name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The method's id on the wire.
+    pub const fn id(&self) -> MethodId {
+        self.id
+    }
+
+    /// Whether it may be executed twice.
+    pub const fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+}
+
 /// A number in decimal digits, and where the first of them stands.
 const fn decimal(mut number: u32) -> ([u8; 10], usize) {
     let mut digits = [b'0'; 10];

@@ -20,8 +20,9 @@ use tollway_protocol::payment::Amount;
 
 use super::codec::{self, DecodeError, OutboundSlots};
 use super::context::CallContext;
-use super::error::detail;
+use super::error::{ErrorKind, detail};
 use super::method::MethodId;
+use super::middleware::{Layered, ServerMiddleware, ServerStack};
 use super::stream_core::InboundStream;
 use crate::incoming::Acceptor;
 use crate::payment::Payee;
@@ -69,6 +70,28 @@ pub trait Service: Send + Sync + 'static {
     /// sessions have no other work, or for machines on which everything takes longer. At most [`MAX_INLINE`] counts.
     fn inline_within(&self) -> Option<Duration> {
         Some(SHORT)
+    }
+
+    /// The name of a method, for logs and metrics; `None` for an id that is no method's. Services that are made by
+    /// `#[tollway::service]` know it.
+    fn method_name(&self, _method: MethodId) -> Option<&'static str> {
+        None
+    }
+
+    /// The service with `middleware` around each of its calls; what is put around it later is further out.
+    ///
+    /// ```
+    /// # use tollway::rpc::{Service, Services};
+    /// # use tollway::rpc::middleware::ConcurrencyLimit;
+    /// # fn example(service: impl Service) -> Services {
+    /// Services::new().with(service.around(ConcurrencyLimit::new(32)))
+    /// # }
+    /// ```
+    fn around<M: ServerMiddleware>(self, middleware: M) -> Layered
+    where
+        Self: Sized,
+    {
+        Layered::new(Arc::new(self), ServerStack::new().with(middleware))
     }
 }
 
@@ -229,6 +252,21 @@ impl Reply {
         self
     }
 
+    /// What kind of failure it tells the caller of; `None` for a result.
+    pub fn error_kind(&self) -> Option<ErrorKind> {
+        ErrorKind::of_status(self.status)
+    }
+
+    /// What is sent along.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// What is sent along, to be changed.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     /// The reply as a future that is ready.
     pub fn boxed(self) -> BoxReply {
         Box::pin(std::future::ready(self))
@@ -238,6 +276,8 @@ impl Reply {
 /// A service in a session's list, and who takes the money if it has a price.
 pub(crate) struct ServiceEntry {
     pub(crate) service: Arc<dyn Service>,
+    /// The same without the list's middleware around it.
+    bare: Arc<dyn Service>,
     pub(crate) payee: Option<Arc<Payee>>,
     /// What the service says of [`Service::inline_within`], within bounds.
     pub(crate) inline_within: Option<Duration>,
@@ -247,8 +287,16 @@ pub(crate) struct ServiceEntry {
 
 impl ServiceEntry {
     pub(crate) fn new(service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
+        ServiceEntry::around(service, payee, &ServerStack::new())
+    }
+
+    fn around(bare: Arc<dyn Service>, payee: Option<Arc<Payee>>, middleware: &ServerStack) -> Self {
+        let service = match middleware.is_empty() {
+            true => bare.clone(),
+            false => Arc::new(Layered::new(bare.clone(), middleware.clone())),
+        };
         let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
-        ServiceEntry { service, payee, inline_within, guards: Default::default() }
+        ServiceEntry { service, bare, payee, inline_within, guards: Default::default() }
     }
 
     /// Starts a call, with what its price asks for around it.
@@ -283,6 +331,7 @@ pub struct Services {
     by_name: Arc<HashMap<String, Arc<ServiceEntry>>>,
     acceptors: Arc<HashMap<String, Arc<dyn Acceptor>>>,
     fallback: Option<Arc<dyn Acceptor>>,
+    middleware: ServerStack,
 }
 
 impl fmt::Debug for Services {
@@ -311,9 +360,20 @@ impl Services {
 
     fn insert(mut self, service: Arc<dyn Service>, payee: Option<Arc<Payee>>) -> Self {
         let name = service.name().to_owned();
-        let entry = ServiceEntry::new(service, payee);
+        let entry = ServiceEntry::around(service, payee, &self.middleware);
         // Services are listed before they are shared, so this copies nothing as a rule.
         Arc::make_mut(&mut self.by_name).insert(name, Arc::new(entry));
+        self
+    }
+
+    /// Puts `middleware` around every call of every service in the list, those that are added later too. What is added
+    /// first is outermost; [`Service::around`] is for one service alone, and further in.
+    #[must_use]
+    pub fn with_middleware(mut self, middleware: impl ServerMiddleware) -> Self {
+        self.middleware = self.middleware.with(middleware);
+        for entry in Arc::make_mut(&mut self.by_name).values_mut() {
+            *entry = Arc::new(ServiceEntry::around(entry.bare.clone(), entry.payee.clone(), &self.middleware));
+        }
         self
     }
 

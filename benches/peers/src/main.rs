@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod by_hand;
 mod floor;
 mod floor_pipe;
 mod h2;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let contenders = vec![
         Entry::<tollway::Tollway<tollway::Tcp>>::sequential().in_flight().streams().opens().isolation().build(),
         Entry::<tollway::Tollway<tollway::Quic>>::sequential().in_flight().streams().opens().isolation().build(),
+        Entry::<by_hand::ByHand>::sequential().in_flight().streams().build(),
         Entry::<floor::Floor>::sequential().streams().build(),
         Entry::<floor_pipe::FloorPipe>::sequential().in_flight().build(),
         Entry::<tarpc::Tarpc>::sequential().in_flight().build(),

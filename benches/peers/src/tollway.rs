@@ -1,4 +1,4 @@
-//! Tollway, as its users would: a service written by hand, all limits as they are by default.
+//! Tollway, as its users would: a service that is a trait and its typed client, all limits as they are by default.
 
 use std::future::pending;
 use std::marker::PhantomData;
@@ -7,54 +7,28 @@ use std::time::Duration;
 use bytes::Bytes;
 use tollway::conduit::any::{AnyListener, ListenOptions};
 use tollway::conduit::tls::{Identity, ServerTls};
-use tollway::rpc::{BoxReply, IncomingCall, MethodId, Reply, Rx, Service, Services, StreamError, Tx, stream};
+use tollway::rpc::{Rx, ServiceClient, Services, StreamError, Tx, stream};
 use tollway::{Connection, Server, Session, SessionConfig};
 use tollway_peers_harness::{Ends, Opens, Order, Peer, Result, Streams, Tally};
 
-const SERVICE: &str = "peer";
-
-/// The ids of the methods, which are hashes: worked out once.
-#[derive(Clone, Copy)]
-struct Methods {
-    echo: MethodId,
-    items: MethodId,
-}
-
-impl Methods {
-    fn new() -> Self {
-        let of = |method| MethodId::of(SERVICE, 1, method);
-        Methods { echo: of("echo"), items: of("items") }
-    }
+#[tollway::service]
+trait Yard {
+    async fn echo(&self, payload: Bytes) -> Bytes;
+    async fn items(&self, bytes: u64, count: u64) -> Rx<Bytes>;
 }
 
 /// The service.
-struct Answering(Methods);
+struct Answering;
 
-impl Service for Answering {
-    fn name(&self) -> &str {
-        SERVICE
+impl Yard for Answering {
+    async fn echo(&self, payload: Bytes) -> Bytes {
+        payload
     }
 
-    fn call(&self, call: IncomingCall) -> BoxReply {
-        if call.method() == self.0.echo {
-            Box::pin(async move {
-                match call.args::<Bytes>() {
-                    Ok(payload) => Reply::ok(&payload),
-                    Err(error) => Reply::invalid_payload(&error),
-                }
-            })
-        } else if call.method() == self.0.items {
-            match call.args::<(u64, u64)>() {
-                Ok((bytes, count)) => {
-                    let (tx, items) = stream::<Bytes>();
-                    tokio::spawn(send(Order { bytes: bytes as usize, count, apart: false }, tx));
-                    Reply::ok(&items).boxed()
-                }
-                Err(error) => Reply::invalid_payload(&error).boxed(),
-            }
-        } else {
-            Reply::unknown_method().boxed()
-        }
+    async fn items(&self, bytes: u64, count: u64) -> Rx<Bytes> {
+        let (tx, items) = stream();
+        tokio::spawn(send(Order { bytes: bytes as usize, count, apart: false }, tx));
+        items
     }
 }
 
@@ -102,19 +76,18 @@ impl Carrier for Quic {
 
 pub(crate) struct Tollway<C> {
     session: Session,
-    connection: Connection,
-    methods: Methods,
+    yard: YardClient,
     carrier: PhantomData<C>,
 }
 
 impl<C: Carrier> Peer for Tollway<C> {
     const NAME: &'static str = C::NAME;
 
-    type Caller = (Connection, MethodId);
+    type Caller = YardClient;
 
     async fn start(ends: Ends) -> Result<Self> {
-        let methods = Methods::new();
-        let serving = SessionConfig { services: Services::new().with(Answering(methods)), ..SessionConfig::default() };
+        let services = Services::new().with(YardServer::new(Answering));
+        let serving = SessionConfig { services, ..SessionConfig::default() };
         let start = async move {
             let server = C::listen(serving).await?;
             let endpoint = server.endpoint().clone();
@@ -123,29 +96,29 @@ impl<C: Carrier> Peer for Tollway<C> {
         };
         let endpoint = ends.on_server(start).await?;
         let session = tollway::connect(&endpoint, SessionConfig::default()).await?;
-        let connection = session.open(SERVICE).await?;
-        Ok(Tollway { session, connection, methods, carrier: PhantomData })
+        let yard = session.open_client().await?;
+        Ok(Tollway { session, yard, carrier: PhantomData })
     }
 
     async fn caller(&self) -> Result<Self::Caller> {
-        Ok((self.connection.clone(), self.methods.echo))
+        Ok(self.yard.clone())
     }
 
-    async fn echo((connection, method): &mut Self::Caller, payload: Bytes) -> Result<Bytes> {
-        Ok(connection.call(*method, &payload).await?)
+    async fn echo(yard: &mut Self::Caller, payload: Bytes) -> Result<Bytes> {
+        Ok(yard.echo(payload).await?)
     }
 }
 
 impl<C: Carrier> Streams for Tollway<C> {
-    type Download = (Connection, Rx<Bytes>);
+    type Download = (YardClient, Rx<Bytes>);
 
     async fn download(&self, order: Order) -> Result<Self::Download> {
-        let connection = if order.apart { self.session.open(SERVICE).await? } else { self.connection.clone() };
-        let items = connection.call(self.methods.items, &(order.bytes as u64, order.count)).await?;
-        Ok((connection, items))
+        let yard = if order.apart { self.session.open_client().await? } else { self.yard.clone() };
+        let items = yard.items(order.bytes as u64, order.count).await?;
+        Ok((yard, items))
     }
 
-    async fn receive((_connection, mut items): Self::Download, tally: &mut Tally) -> Result<()> {
+    async fn receive((_yard, mut items): Self::Download, tally: &mut Tally) -> Result<()> {
         while let Some(item) = items.recv().await? {
             tally.item(&item)?;
         }
@@ -157,6 +130,6 @@ impl<C: Carrier> Opens for Tollway<C> {
     type Idle = Connection;
 
     async fn open(&self) -> Result<Connection> {
-        Ok(self.session.open(SERVICE).await?)
+        Ok(self.session.open(YardClient::NAME).await?)
     }
 }

@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const EVERYBODY: [&str; 9] =
-    ["floor", "floor-pipe", "h2", "quinn", "tarpc", "tollway", "tollway-quic", "tonic", "yamux"];
+const EVERYBODY: [&str; 10] =
+    ["floor", "floor-pipe", "h2", "quinn", "tarpc", "tollway", "tollway-by-hand", "tollway-quic", "tonic", "yamux"];
 
 fn peers(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tollway-peers")).args(arguments).output().expect("the binary runs")
@@ -68,5 +68,5 @@ fn unknown_names_are_answered_with_the_known_ones() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("unary-64x64"));
     let output = peers(&["--peer", "carrier-pigeon"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("tollway, tollway-quic, floor, floor-pipe, tarpc"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("tollway, tollway-quic, tollway-by-hand, floor"));
 }

@@ -13,6 +13,11 @@ trait Wrong {
     async fn opaque(&self) -> impl ToString;
     fn borrowed_items(&self) -> impl Stream<Item = &str>;
     async fn late_context(&self, value: u64, cx: &CallContext);
+    #[idempotent(always)]
+    async fn with_more(&self);
+    #[idempotent]
+    #[idempotent]
+    async fn twice(&self);
 }
 
 fn main() {}

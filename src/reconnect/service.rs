@@ -1,0 +1,199 @@
+//! One service of a client's server: the connection to it, and the calls on it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{sleep, timeout, timeout_at};
+use tollway_protocol::error::{Reason, code};
+
+use super::{ClientError, Handle, Retry};
+use crate::connection::Connection;
+use crate::payment::{PaidConnection, WalletError};
+use crate::rpc::middleware::ClientStack;
+use crate::rpc::{Answer, CallError, CallFuture, ConnectFailure, ErrorKind, OutgoingCall};
+use crate::session::{OpenError, Session};
+
+/// A service that a [`Client`](super::Client) reaches. Clones share its connection.
+#[derive(Clone)]
+pub struct RemoteService {
+    client: Arc<Handle>,
+    slot: Arc<Slot>,
+    name: Arc<str>,
+}
+
+/// The place of a service's connection.
+#[derive(Default)]
+pub(super) struct Slot {
+    open: Mutex<Option<Arc<Open>>>,
+    /// Who opens: one at a time.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    pub(super) fn take(&self) -> Option<Arc<Open>> {
+        self.open.lock().take()
+    }
+
+    /// Leaves a connection that cannot be called on any more. What is paid from a channel must be over before the channel
+    /// can be paid from again, so this waits for it, and whoever opens waits for this.
+    pub(super) async fn clear(&self, grace: Duration) {
+        let _turn = self.opening.lock().await;
+        if self.usable().is_none() {
+            self.leave_old(grace).await;
+        }
+    }
+
+    async fn leave_old(&self, grace: Duration) {
+        match self.take() {
+            Some(old) if old.is_paid => old.leave(grace, true).await,
+            Some(old) => drop(tokio::spawn(async move { old.leave(grace, true).await })),
+            None => {}
+        }
+    }
+
+    /// The connection, if it can be called on.
+    fn usable(&self) -> Option<Arc<Open>> {
+        self.open.lock().as_ref().filter(|open| open.is_usable()).cloned()
+    }
+}
+
+/// A connection that is open.
+pub(super) struct Open {
+    session: Session,
+    connection: Connection,
+    /// Taken out when it is closed.
+    paid: Mutex<Option<PaidConnection>>,
+    is_paid: bool,
+}
+
+impl Open {
+    fn is_usable(&self) -> bool {
+        self.connection.end().is_none() && !self.session.is_peer_leaving()
+    }
+
+    /// Closes the connection when its calls have ended, or after the grace period.
+    pub(super) async fn leave(&self, grace: Duration, keep_channel: bool) {
+        if timeout(grace, self.connection.calls_ended()).await.is_err() {
+            tracing::debug!("calls did not end within the grace period");
+        }
+        let paid = self.paid.lock().take();
+        let ended = match paid {
+            // Its task has the store up to date when it ends.
+            Some(paid) if self.connection.end().is_some() => {
+                paid.released().await;
+                Ok(())
+            }
+            Some(paid) if keep_channel => paid.keep().await.map(drop),
+            Some(paid) => paid.close().await.map(drop),
+            None => Ok(()),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "a channel was not closed in order; the wallet's store has it");
+        }
+        self.connection.close(Reason::new(code::NONE, "the client has left"));
+    }
+}
+
+impl fmt::Debug for RemoteService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteService").field("name", &self.name).field("address", &self.address()).finish()
+    }
+}
+
+impl RemoteService {
+    pub(super) fn new(client: Arc<Handle>, name: &str) -> Self {
+        let slot = client.core.slot(name);
+        RemoteService { client, slot, name: name.into() }
+    }
+
+    pub(crate) fn around(&self) -> &ClientStack {
+        &self.client.around
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.client.core.dial.address()
+    }
+
+    /// Makes a call, on whatever connection there is or can be had.
+    pub(crate) async fn call(&self, call: OutgoingCall) -> Result<Answer, CallError> {
+        let most = match self.client.core.config.retry {
+            Retry::Never => return self.call_once(call).await.map_err(|(error, _)| error),
+            Retry::NotExecuted(times) | Retry::Idempotent(times) => times.get(),
+        };
+        let (deadline, is_idempotent) = (call.deadline(), call.is_idempotent());
+        let mut next = Some(call);
+        let mut made = 0;
+        loop {
+            let call = next.take().expect("a call is made again only if there is a copy");
+            next = call.try_clone();
+            let (error, is_paid) = match self.call_once(call).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            made += 1;
+            if made >= most || next.is_none() || !self.may_repeat(&error, is_idempotent, is_paid) {
+                return Err(error);
+            }
+            let pause = sleep(self.client.core.config.backoff.delay(made));
+            match deadline {
+                None => pause.await,
+                // The failure says more than that the time is over.
+                Some(deadline) => timeout_at(deadline.into(), pause).await.map_err(|_late| error)?,
+            }
+        }
+    }
+
+    fn may_repeat(&self, error: &CallError, is_idempotent: bool, is_paid: bool) -> bool {
+        let is_lost = || error.kind() == ErrorKind::ConnectionClosed;
+        let idempotent = || matches!(self.client.core.config.retry, Retry::Idempotent(_)) && is_idempotent && !is_paid;
+        // Who has waited for a connection in vain has waited long enough.
+        error.kind() != ErrorKind::NoConnection && (error.is_retryable() || is_lost() && idempotent())
+    }
+
+    /// Makes a call once. A failure says whether the connection is paid.
+    async fn call_once(&self, call: OutgoingCall) -> Result<Answer, (CallError, bool)> {
+        let open = match call.deadline() {
+            None => self.connection().await,
+            Some(deadline) => timeout_at(deadline.into(), self.connection())
+                .await
+                .unwrap_or(Err(CallError::DeadlineExceeded { sent: false })),
+        };
+        let open = open.map_err(|error| (error, false))?;
+        CallFuture::direct(&open.connection, call).await.map_err(|error| (error, open.is_paid))
+    }
+
+    /// The connection, opened if there is none.
+    async fn connection(&self) -> Result<Arc<Open>, CallError> {
+        if let Some(open) = self.slot.usable() {
+            return Ok(open);
+        }
+        let _turn = self.slot.opening.lock().await;
+        // Somebody may have been faster.
+        if let Some(open) = self.slot.usable() {
+            return Ok(open);
+        }
+        self.slot.leave_old(self.client.core.config.grace).await;
+        let failed = |error| CallError::NoConnection(ConnectFailure::new(error));
+        let session = self.client.core.session().await.map_err(failed)?;
+        let open = Arc::new(self.open(session).await?);
+        *self.slot.open.lock() = Some(open.clone());
+        Ok(open)
+    }
+
+    async fn open(&self, session: Session) -> Result<Open, CallError> {
+        let unpaid = |connection| (connection, None);
+        let (connection, paid) = match (session.open(&self.name).await, &self.client.core.config.wallet) {
+            (Err(OpenError::PaymentRequired { .. }), Some(wallet)) => {
+                let paid = wallet.open(&session, &self.name).await.map_err(|error| match error {
+                    WalletError::Open(error) => CallError::from(error),
+                    error => CallError::NoConnection(ConnectFailure::new(ClientError::Wallet(error))),
+                })?;
+                (paid.connection().clone(), Some(paid))
+            }
+            (opened, _) => opened.map(unpaid)?,
+        };
+        Ok(Open { session, connection, is_paid: paid.is_some(), paid: Mutex::new(paid) })
+    }
+}

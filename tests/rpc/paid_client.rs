@@ -1,0 +1,100 @@
+//! A client that pays: its channel outlives its sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tollway::escrow::{Ledger, LedgerConfig, LedgerService, LocalLedger};
+use tollway::payment::{MemoryWallet, Payee, PayeeConfig, Wallet, WalletConfig};
+use tollway::protocol::payment::{Address, Amount, LedgerIdentity, SecretKey};
+use tollway::reconnect::Backoff;
+use tollway::rpc::{CallError, ServiceClient, Services};
+use tollway::store::MemoryStore;
+use tollway::{Client, ClientConfig, Server, ServerHandle, SessionConfig};
+
+use super::support::LONG;
+
+#[tollway::service]
+trait Press {
+    #[price(call = 10, max_answer = "1KiB")]
+    async fn print(&self, text: &str) -> String;
+}
+
+struct Printer;
+
+impl Press for Printer {
+    async fn print(&self, text: &str) -> String {
+        text.to_uppercase()
+    }
+}
+
+fn key(seed: u8) -> SecretKey {
+    SecretKey::from_bytes([seed; 32]).unwrap()
+}
+
+/// A seller whose sessions can be ended, and whose ledger lives as long as the test.
+async fn seller(ledger: &LocalLedger) -> (Arc<Payee>, ServerHandle) {
+    let mut server = Server::bind(&"tcp://127.0.0.1:0".parse().unwrap(), SessionConfig::default()).await.unwrap();
+    let handle = server.handle();
+    let (escrow, store) = (Arc::new(ledger.clone()), Arc::new(MemoryStore::new()));
+    let mut selling = PayeeConfig::new(key(2), escrow, store, PressClient::NAME, PressServer::prices());
+    selling.ledger_url = Some(handle.endpoint().to_string());
+    let payee = Payee::new(selling).unwrap();
+    let services = Services::new().with_paid(PressServer::new(Printer), payee.clone());
+    let services = services.with(LedgerService::new(ledger.clone()));
+    server.set_config(SessionConfig { services, ..SessionConfig::default() });
+    tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
+    (payee, handle)
+}
+
+#[tokio::test]
+async fn a_lost_session_costs_no_second_deposit() {
+    let config = LedgerConfig { dev: true, ..LedgerConfig::default() };
+    let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(3)), config));
+    let (payee, server) = seller(&ledger).await;
+    let mut buying = WalletConfig::new(key(1), Amount::new(1_000));
+    buying.payee = Some(payee.address());
+    buying.store = Arc::new(MemoryWallet::new());
+    let wallet = Wallet::new(buying);
+    let short = Duration::from_millis(2);
+    let config = ClientConfig {
+        wallet: Some(wallet.clone()),
+        backoff: Backoff { base: short, max: short, reset_after: Duration::ZERO },
+        ..ClientConfig::default()
+    };
+    let client = Client::new(server.endpoint().clone(), config);
+    let press: PressClient = client.service();
+    assert_eq!(press.print("one").await.as_deref(), Ok("ONE"));
+    let first = wallet.channels().await.unwrap();
+
+    for round in 0..2 {
+        // As if the network had broken: the payee keeps its channel.
+        client.session().await.unwrap().close(tollway::protocol::error::Reason::none());
+        let printed = async {
+            loop {
+                // A call that meets the end of the session is not repeated by itself.
+                match press.print("again").await {
+                    Err(CallError::ConnectionClosed { .. }) => tokio::task::yield_now().await,
+                    printed => break printed,
+                }
+            }
+        };
+        assert_eq!(timeout(LONG, printed).await.unwrap().as_deref(), Ok("AGAIN"), "round {round}");
+    }
+    let channels = wallet.channels().await.unwrap();
+    assert_eq!((channels.len(), channels[0].id()), (1, first[0].id()), "it is the same channel");
+
+    client.close().await;
+    let balance = |of: Address| ledger.read(|ledger| ledger.balance(of, Address::ZERO));
+    assert_eq!(balance(payee.address()), Amount::new(30), "three calls, settled");
+    ledger.read(Ledger::conservation).unwrap();
+}
+
+#[tokio::test]
+async fn without_a_wallet_a_priced_service_says_what_it_wants() {
+    let config = LedgerConfig { dev: true, ..LedgerConfig::default() };
+    let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(3)), config));
+    let (_payee, server) = seller(&ledger).await;
+    let press: PressClient = Client::new(server.endpoint().clone(), ClientConfig::default()).service();
+    assert!(matches!(press.print("one").await, Err(CallError::PaymentRequired { .. })));
+}
