@@ -23,7 +23,7 @@ use crate::connection::Connection;
 use crate::driver::{Driver, Serving};
 use crate::observe::{Observer, Traffic};
 use crate::rpc::middleware::ClientStack;
-use crate::rpc::{Service, ServiceClient, ServiceEntry, Services};
+use crate::rpc::{Service, ServiceClient, ServiceEntry, Services, check_schema};
 use crate::shared::{ConnectionCell, OpenAnswer, Opening, Shared};
 
 /// Bytes that the sessions of a process may grant together, unless their configuration names another pool: four sessions
@@ -80,6 +80,17 @@ pub enum OpenError {
         reason: Reason,
         /// More about it.
         metadata: Metadata,
+    },
+    /// The service's methods take or return other types than those of the client: one of the two is older.
+    #[error(
+        "the service has other methods than the client: schema {theirs:016x} there, {ours:016x} here; \
+         what changes a service gives it a new version"
+    )]
+    OtherSchema {
+        /// The client's.
+        ours: u64,
+        /// The service's.
+        theirs: u64,
     },
     /// It could not be asked for.
     #[error(transparent)]
@@ -236,7 +247,9 @@ impl Session {
     /// # Cancel safety
     /// That of [`open`](Self::open).
     pub async fn open_client<C: ServiceClient>(&self) -> Result<C, OpenError> {
-        self.open(C::NAME).await.map(C::from)
+        let connection = self.open(C::NAME).await?;
+        check_schema(C::SCHEMA, connection.metadata())?;
+        Ok(C::from(connection))
     }
 
     /// Opens a connection; the second value is the receipt of a paid one.

@@ -25,6 +25,7 @@ use crate::payment::{OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
     Aftermath, Answer, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore, StreamError,
+    accept_metadata,
 };
 use crate::shared::{ConnectionCell, OpenAnswer, Shared, State};
 
@@ -379,7 +380,7 @@ fn settle_open(
     match &entry.payee {
         None => {
             // Fails if the opener gave up, or broke a rule, with a frame that came together with the open.
-            let accepted = state.machine.accept(connection, serving.limits, Metadata::new(), None);
+            let accepted = state.machine.accept(connection, serving.limits, accept_metadata(entry.schema), None);
             if accepted.is_ok() && shared.is_watched() {
                 work.happened.push(Happened::Opened(connection, Some(request.service)));
             }

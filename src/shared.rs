@@ -30,7 +30,9 @@ use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::observe::{Happened, ObservedCell, ObservedSession, Traffic};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::relay::Relay;
-use crate::rpc::{Aftermath, CallSlot, ConnectionData, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
+use crate::rpc::{
+    Aftermath, CallSlot, ConnectionData, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore, accept_metadata,
+};
 
 /// One session.
 pub(crate) struct Shared {
@@ -649,12 +651,12 @@ impl Shared {
         &self,
         id: ConnectionId,
         limits: ConnectionLimits,
-        metadata: Metadata,
         paid: (Bytes, PayeeMoney),
         mailbox: Arc<Mailbox>,
     ) {
         let mut state = self.lock();
         let entry = state.connections.get(&id).and_then(|cell| cell.service.clone());
+        let metadata = accept_metadata(entry.as_ref().and_then(|entry| entry.schema));
         let result = state.machine.accept(id, limits, metadata, Some(paid));
         let opened = result.is_ok() && self.is_watched();
         match result {

@@ -94,6 +94,7 @@ pub(crate) fn price(price: &Price) -> String {
     if !price.call.is_zero() {
         parts.push(format!("{} a call", price.call));
     }
+    parts.extend(price.max.map(|max| format!("up to {max} a call, as it says")));
     if !price.item.is_zero() {
         parts.push(format!("{} an item", price.item));
     }

@@ -16,7 +16,7 @@ use tollway::payment::{Payee, PayeeConfig};
 use tollway::rpc::Services;
 use tollway::store::{ChannelStore, MemoryStore, RedbStore};
 use tollway::{Server, ServerConfig, SessionConfig};
-use tollway_protocol::payment::{Address, Rate};
+use tollway_protocol::payment::{Address, Price};
 
 use crate::failure::Failure;
 use crate::files::{self, FileService, Shelf};
@@ -25,7 +25,7 @@ use crate::ledger::dev_ledger;
 use crate::store::StoreError;
 use crate::tls::ServerArguments;
 use crate::tokens::Operator;
-use crate::units::{FilePrice, Place};
+use crate::units::Place;
 use crate::{keys, output, tokens};
 
 /// Sells the files of a directory, or gives them away with --price 0.
@@ -46,9 +46,10 @@ pub(crate) struct Arguments {
     /// The directory whose files are served.
     #[arg(long)]
     dir: PathBuf,
-    /// Base units for the bytes that are sent: AMOUNT/B, /KiB, /MiB or /GiB, or 0 for nothing.
+    /// Base units for the bytes that are sent: AMOUNT/B, /KiB, /MiB or /GiB, or 0 for nothing; or parts such as
+    /// call=100,bytes=25/KiB.
     #[arg(long)]
-    price: FilePrice,
+    price: Price,
     /// The payee's key, to which the money goes.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -137,10 +138,10 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
         payee: None,
         ledger: None,
     };
-    let (services, payee) = match arguments.price.rate() {
-        None => (Services::new().with(files), None),
-        Some(rate) => {
-            let (services, payee, ledger) = sell(&arguments, server.endpoint(), rate).await?;
+    let (services, payee) = match arguments.price.is_free() {
+        true => (Services::new().with(files), None),
+        false => {
+            let (services, payee, ledger) = sell(&arguments, server.endpoint()).await?;
             (ready.payee, ready.ledger) = (Some(payee.address()), Some(ledger.to_string()));
             (services.with_paid(files, payee.clone()), Some(payee))
         }
@@ -173,11 +174,7 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
 }
 
 /// Makes the payee, with the ledger beside it if that is to be served too.
-async fn sell(
-    arguments: &Arguments,
-    bound: &Endpoint,
-    rate: Rate,
-) -> Result<(Services, Arc<Payee>, Endpoint), Failure> {
+async fn sell(arguments: &Arguments, bound: &Endpoint) -> Result<(Services, Arc<Payee>, Endpoint), Failure> {
     let key = keys::load(arguments.key.as_ref().ok_or(ServeError::NoKey)?)?;
     let mut services = Services::new();
     let (escrow, url): (Arc<dyn Escrow>, Endpoint) = match &arguments.ledger {
@@ -201,7 +198,7 @@ async fn sell(
         Some(path) => Arc::new(RedbStore::open(path).map_err(StoreError::at(path))?),
         None => Arc::new(MemoryStore::new()),
     };
-    let mut config = PayeeConfig::new(key, escrow, store, files::SERVICE, files::prices(rate));
+    let mut config = PayeeConfig::new(key, escrow, store, files::SERVICE, files::prices(arguments.price));
     config.ledger_url = Some(url.to_string());
     Ok((services, Payee::new(config)?, url))
 }

@@ -1,42 +1,10 @@
-//! Options as people write them: prices, sizes, URLs.
+//! Options as people write them: sizes, URLs. Prices are [`Price`](tollway_protocol::payment::Price)s, as in programs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use tollway::conduit::endpoint::{Endpoint, EndpointError};
-use tollway_protocol::payment::{ParseRateError, Rate};
-
-/// What is charged for the bytes that are sent: `25/KiB`, or `0` for nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FilePrice(Option<Rate>);
-
-impl FilePrice {
-    /// The rate, or `None` when the files are free.
-    pub(crate) fn rate(self) -> Option<Rate> {
-        self.0
-    }
-}
-
-impl FromStr for FilePrice {
-    type Err = ParseRateError;
-
-    fn from_str(text: &str) -> Result<Self, ParseRateError> {
-        if text == "0" {
-            return Ok(FilePrice(None));
-        }
-        let rate: Rate = text.parse()?;
-        Ok(FilePrice(Some(rate).filter(|rate| !rate.amount.is_zero())))
-    }
-}
-
-impl fmt::Display for FilePrice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(rate) => rate.fmt(f),
-            None => f.write_str("0"),
-        }
-    }
-}
+use tollway_protocol::payment::parse_bytes;
 
 /// A number of bytes: `64MiB`, `1GiB`, `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +19,9 @@ impl FromStr for Size {
     type Err = ParseSizeError;
 
     fn from_str(text: &str) -> Result<Self, ParseSizeError> {
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let scale: u64 = match unit {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(ParseSizeError),
-        };
-        let number: u64 = number.parse().map_err(|_| ParseSizeError)?;
-        number.checked_mul(scale).map(Size).ok_or(ParseSizeError)
+        // A unit alone is one of it behind the slash of a rate, and here more likely a slip.
+        let has_number = text.starts_with(|first: char| first.is_ascii_digit());
+        parse_bytes(text).filter(|_| has_number).map(Size).ok_or(ParseSizeError)
     }
 }
 
@@ -157,16 +117,6 @@ mod tests {
             }
         }
         url
-    }
-
-    #[test]
-    fn prices_are_rates_or_nothing() {
-        assert_eq!("0".parse::<FilePrice>().unwrap().rate(), None);
-        assert_eq!("0/KiB".parse::<FilePrice>().unwrap().rate(), None);
-        assert_eq!("25/KiB".parse::<FilePrice>().unwrap().to_string(), "25/KiB");
-        for text in ["", "25", "25/kb", "-1/KiB", "0.5/KiB"] {
-            assert!(text.parse::<FilePrice>().is_err(), "{text}");
-        }
     }
 
     #[test]

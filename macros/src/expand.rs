@@ -6,6 +6,7 @@ use syn::spanned::Spanned;
 use syn::{Attribute, Ident, Type};
 
 use crate::parse::{Method, Returns, Service};
+use crate::price::Price;
 
 pub(crate) fn expand(service: &Service) -> TokenStream {
     let parts = [definition(service), client(service), server(service), price_list(service)];
@@ -101,8 +102,21 @@ fn methods(service: &Service) -> impl Iterator<Item = TokenStream> {
     })
 }
 
+/// The fingerprint of the trait's text, if both sides compare it.
+fn schema(service: &Service) -> TokenStream {
+    if !service.is_checked {
+        return quote!(::core::option::Option::None);
+    }
+    let mut signatures: Vec<String> = service.methods.iter().map(Method::signature).collect();
+    // The order of the methods does not travel.
+    signatures.sort();
+    let text = signatures.join(";");
+    quote!(::core::option::Option::Some(::tollway::__private::fingerprint(#text)))
+}
+
 fn client(service: &Service) -> TokenStream {
     let Service { visibility, ident, name, version, .. } = service;
+    let schema = schema(service);
     let client = client_name(service);
     let docs =
         format!("A client of the service `{name}`, version {version}: calls the methods of [`{ident}`] at the peer.");
@@ -143,6 +157,7 @@ fn client(service: &Service) -> TokenStream {
         impl ::tollway::rpc::ServiceClient for #client {
             const NAME: &'static str = #name;
             const VERSION: u32 = #version;
+            const SCHEMA: ::core::option::Option<u64> = #schema;
         }
 
         impl ::core::convert::From<::tollway::Connection> for #client {
@@ -230,6 +245,10 @@ fn server(service: &Service) -> TokenStream {
                 self.inline_within
             }
 
+            fn schema(&self) -> ::core::option::Option<u64> {
+                <#client as ::tollway::rpc::ServiceClient>::SCHEMA
+            }
+
             fn method_name(&self, method: ::tollway::rpc::MethodId) -> ::core::option::Option<&'static str> {
                 match method {
                     #(#names)*
@@ -293,8 +312,10 @@ fn handler(service: &Service, method: &Method) -> TokenStream {
     };
     let answered = match &method.returns {
         Returns::Value(_) => {
-            let (decoded, settled) = (decoded(quote!()), settled(quote!(::tollway::rpc::Reply::ok(&#value)), quote!()));
-            quote!(async move { #decoded #settled })
+            let (kept, cost) = priced(method, &value);
+            let (decoded, settled) =
+                (decoded(quote!()), settled(quote!(::tollway::rpc::Reply::ok(&#value)#cost), quote!()));
+            quote!(async move { #decoded #kept #settled })
         }
         Returns::Stream(_) => {
             let fail = quote!(#reply.answer);
@@ -306,6 +327,22 @@ fn handler(service: &Service, method: &Method) -> TokenStream {
         let #service = ::std::sync::Arc::clone(&self.service);
         ::std::boxed::Box::pin(#answered)
     }}
+}
+
+/// What is kept of the arguments for the function that says what a call has cost, and what it does to the reply.
+fn priced(method: &Method, value: &Ident) -> (TokenStream, TokenStream) {
+    let Some(with) = method.price.as_ref().and_then(Price::with) else { return Default::default() };
+    let (names, types): (Vec<_>, Vec<_>) = method.arguments.iter().map(|(name, of)| (name, of)).unzip();
+    let kept: Vec<_> = (0..names.len()).map(|index| own(&format!("kept_{index}"))).collect();
+    let copies =
+        types.iter().zip(&names).map(|(of, name)| quote_spanned!(of.span()=> ::core::clone::Clone::clone(&#name)));
+    // A reference that is an argument is given as it is, a value by reference.
+    let given = types.iter().zip(&kept).map(|(of, name)| match of {
+        Type::Reference(_) => quote!(#name),
+        _ => quote!(&#name),
+    });
+    let cost = quote_spanned!(with.span()=> ::core::convert::Into::into(#with(#(#given,)* &#value)));
+    (quote!(#(let #kept = #copies;)*), quote!(.costing(#cost)))
 }
 
 fn price_list(service: &Service) -> TokenStream {

@@ -45,7 +45,9 @@ use proc_macro::TokenStream;
 /// # The service
 /// `#[tollway::service(name = "org.greeter", version = 2)]`: without, the name is that of the trait in snake case, and the
 /// version 1. Method ids follow from name, version and the method's name. Whoever changes the types of a method that is in use
-/// gives the service a new version: the wire carries no types.
+/// gives the service a new version: the wire carries no types. A service that is `checked` makes sure: `#[tollway::service(checked)]`
+/// compares a fingerprint of the signatures' text when a connection is opened, where both sides are, so that an open of other
+/// signatures fails. It knows the names of types and not what is in them, and every added method changes it.
 ///
 /// `#[idempotent]` on a method says that it may be executed twice where once was wanted, and does no harm: a `tollway::Client`
 /// that is told to may then repeat a call whose connection was lost.
@@ -55,6 +57,12 @@ use proc_macro::TokenStream;
 /// for the bytes that the server sends. `max_item = "64KiB"` and `max_answer = "1KiB"` state how large they may
 /// become; they decide how far ahead a payer must sign. Without them, they are the largest that any connection allows
 /// by default. A method without a price is free.
+///
+/// `#[price(max = 500, with = cost)]` is for calls whose cost is known at their end: 500 are reserved when the handler
+/// starts, and when it has a result, `cost(…, &result)` says how many of them it costs, from the arguments and the result
+/// by reference, as anything that is `Into<Amount>`. The arguments are `Clone` for that. `call` is the least that such a call
+/// costs, and what it costs when it returns an error of its own; a cost above the maximum makes it a failure, which is free.
+/// With `max` alone the handler commits its cost itself, by `CallContext::reservation`.
 #[proc_macro_attribute]
 pub fn service(arguments: TokenStream, item: TokenStream) -> TokenStream {
     parse::Service::parse(arguments.into(), item.into())

@@ -22,6 +22,8 @@ pub(crate) struct Service {
     pub(crate) supertraits: Punctuated<TypeParamBound, Token![+]>,
     pub(crate) name: String,
     pub(crate) version: u32,
+    /// Whether both sides compare the text of the trait.
+    pub(crate) is_checked: bool,
     pub(crate) methods: Vec<Method>,
 }
 
@@ -73,7 +75,7 @@ impl Service {
     pub(crate) fn parse(arguments: TokenStream, item: TokenStream) -> Result<Service> {
         let item: ItemTrait = syn::parse2(item).map_err(|error| Error::new(error.span(), "a service is a trait"))?;
         let mut errors = Errors::default();
-        let (name, version) = errors.take(header(arguments, &item.ident)).unwrap_or_default();
+        let (name, version, is_checked) = errors.take(header(arguments, &item.ident)).unwrap_or_default();
         if !item.generics.params.is_empty() || item.generics.where_clause.is_some() {
             let what = "a service has no parameters: each of them would be another service";
             errors.push(Error::new(item.generics.span(), what));
@@ -98,15 +100,16 @@ impl Service {
                 supertraits: item.supertraits,
                 name,
                 version,
+                is_checked,
                 methods,
             }),
         }
     }
 }
 
-/// The service's name and version.
-fn header(arguments: TokenStream, ident: &Ident) -> Result<(String, u32)> {
-    let (mut name, mut version) = (None, None);
+/// The service's name and version, and whether it is checked.
+fn header(arguments: TokenStream, ident: &Ident) -> Result<(String, u32, bool)> {
+    let (mut name, mut version, mut checked) = (None, None, None);
     let parser = syn::meta::parser(|meta| {
         if meta.path.is_ident("name") {
             let text: LitStr = meta.value()?.parse()?;
@@ -119,10 +122,14 @@ fn header(arguments: TokenStream, ident: &Ident) -> Result<(String, u32)> {
             let number: LitInt = meta.value()?.parse()?;
             return once(&mut version, number.base10_parse()?, meta.path.span());
         }
-        Err(meta.error("a service has a `name` and a `version`"))
+        if meta.path.is_ident("checked") {
+            return once(&mut checked, (), meta.path.span());
+        }
+        Err(meta.error("a service has a `name` and a `version`, and may be `checked`"))
     });
     syn::parse::Parser::parse2(parser, arguments)?;
-    Ok((name.unwrap_or_else(|| snake_case(&ident.to_string())), version.unwrap_or(1)))
+    let name = name.unwrap_or_else(|| snake_case(&ident.to_string()));
+    Ok((name, version.unwrap_or(1), checked.is_some()))
 }
 
 /// Sets what may be said once.
@@ -174,6 +181,11 @@ impl Method {
             let what = "a method of a service is `async`, or returns `impl Stream<Item = …>`";
             return Err(Error::new(sig.fn_token.span, what));
         }
+        if let (Some(with), Returns::Stream(_)) = (price.as_ref().and_then(Price::with), &returns) {
+            let what = "what a stream costs is known when it ends, and its method has answered by then: \
+                        give it a price for items or bytes, or commit its cost by `CallContext::reservation`";
+            return Err(Error::new_spanned(with, what));
+        }
         let output = match &sig.output {
             ReturnType::Default => quote::quote!(()),
             ReturnType::Type(_, output) => output.to_token_stream(),
@@ -191,6 +203,13 @@ impl Method {
             price,
             is_idempotent,
         })
+    }
+
+    /// What the wire has of it, as text.
+    pub(crate) fn signature(&self) -> String {
+        let arguments = self.arguments.iter().map(|(_, of)| of.to_token_stream().to_string());
+        let signature = format!("{}({})->{}", self.ident, arguments.collect::<Vec<_>>().join(","), self.output);
+        signature.split_whitespace().collect()
     }
 
     /// The attributes without which a part of the service is not there.

@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::{
     CloseAnswer, LeasePlan, Precheck, RecordUpdate, VerifiedClose, VerifiedVoucher,
 };
@@ -114,7 +113,7 @@ impl PayeeTask {
             low: self.low_mark(),
         };
         // Fails when the opener has given up; then the mailbox stays empty and the cell has the cause.
-        self.shared.accept_paid(self.id, limits, Metadata::new(), (receipt, money), self.mailbox.clone());
+        self.shared.accept_paid(self.id, limits, (receipt, money), self.mailbox.clone());
     }
 
     /// Half a lease: there is time to write the next one while the other half is spent.

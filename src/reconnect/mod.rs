@@ -263,12 +263,12 @@ impl Client {
 
     /// A typed client of a service there.
     pub fn service<C: ServiceClient>(&self) -> C {
-        C::from(self.caller(C::NAME))
+        C::from(Caller::from(RemoteService::new(self.handle.clone(), C::NAME, C::SCHEMA)))
     }
 
     /// Whom a client by hand calls: the service of that name.
     pub fn caller(&self, service: &str) -> Caller {
-        Caller::from(RemoteService::new(self.handle.clone(), service))
+        Caller::from(RemoteService::new(self.handle.clone(), service, None))
     }
 
     /// Connects, as a call would, and waits until there is a session.

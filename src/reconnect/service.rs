@@ -12,7 +12,7 @@ use super::{ClientError, Handle, Retry};
 use crate::connection::Connection;
 use crate::payment::{PaidConnection, WalletError};
 use crate::rpc::middleware::ClientStack;
-use crate::rpc::{Answer, CallError, CallFuture, ConnectFailure, ErrorKind, OutgoingCall};
+use crate::rpc::{Answer, CallError, CallFuture, ConnectFailure, ErrorKind, OutgoingCall, check_schema};
 use crate::session::{OpenError, Session};
 
 /// A service that a [`Client`](super::Client) reaches. Clones share its connection.
@@ -21,6 +21,7 @@ pub struct RemoteService {
     client: Arc<Handle>,
     slot: Arc<Slot>,
     name: Arc<str>,
+    schema: Option<u64>,
 }
 
 /// The place of a service's connection.
@@ -103,9 +104,9 @@ impl fmt::Debug for RemoteService {
 }
 
 impl RemoteService {
-    pub(super) fn new(client: Arc<Handle>, name: &str) -> Self {
+    pub(super) fn new(client: Arc<Handle>, name: &str, schema: Option<u64>) -> Self {
         let slot = client.core.slot(name);
-        RemoteService { client, slot, name: name.into() }
+        RemoteService { client, slot, name: name.into(), schema }
     }
 
     pub(crate) fn around(&self) -> &ClientStack {
@@ -161,6 +162,8 @@ impl RemoteService {
                 .unwrap_or(Err(CallError::DeadlineExceeded { sent: false })),
         };
         let open = open.map_err(|error| (error, false))?;
+        // Clients of other builds may share the connection, so each looks for itself.
+        check_schema(self.schema, open.connection.metadata()).map_err(|error| (error.into(), open.is_paid))?;
         CallFuture::direct(&open.connection, call).await.map_err(|error| (error, open.is_paid))
     }
 

@@ -397,6 +397,7 @@ impl<E> From<OpenError> for CallError<E> {
         match error {
             OpenError::PaymentRequired { terms } => CallError::PaymentRequired { terms },
             OpenError::Rejected { reason, .. } => CallError::Refused(reason),
+            OpenError::OtherSchema { .. } => CallError::Refused(Reason::new(code::UNKNOWN_SERVICE, error.to_string())),
             OpenError::NotSent(error) => CallError::not_sent(error),
             OpenError::Ended(cause) => CallError::ConnectionClosed { cause, sent: false },
         }

@@ -37,6 +37,11 @@ pub fn call<'a, A: Serialize, R, E>(caller: &'a Caller, method: &'static Method,
     caller.call_named(method, args)
 }
 
+/// The fingerprint of the signatures of a service.
+pub const fn fingerprint(signatures: &str) -> u64 {
+    MethodId::of("", 0, signatures).0
+}
+
 /// A rate in an attribute.
 pub const fn rate(text: &str) -> Rate {
     match Rate::parse(text) {
@@ -54,8 +59,12 @@ pub const fn size(text: &str) -> u64 {
 }
 
 /// A price in attributes.
-pub const fn price(call: u128, item: u128, bytes_out: Option<Rate>) -> Price {
-    Price { call: Amount::new(call), item: Amount::new(item), bytes_out, bytes_in: None, max: None }
+pub const fn price(call: u128, item: u128, bytes_out: Option<Rate>, max: Option<u128>) -> Price {
+    let max = match max {
+        Some(max) => Some(Amount::new(max)),
+        None => None,
+    };
+    Price { call: Amount::new(call), item: Amount::new(item), bytes_out, bytes_in: None, max }
 }
 
 /// An entry of a price list.

@@ -19,6 +19,7 @@ use super::middleware::NextCall;
 use super::stream_core::InboundStream;
 use crate::connection::Connection;
 use crate::reconnect::RemoteService;
+use crate::session::OpenError;
 
 /// A typed client: a method for each method of its service. `#[tollway::service]` makes them;
 /// [`Session::open_client`](crate::Session::open_client) opens one on a session, and
@@ -28,6 +29,28 @@ pub trait ServiceClient: From<Connection> + From<Caller> + AsRef<Caller> {
     const NAME: &'static str;
     /// The version of the service that the client speaks.
     const VERSION: u32;
+    /// What the service's own must be, if it has one: see [`Service::schema`](super::Service::schema).
+    const SCHEMA: Option<u64>;
+}
+
+/// The key under which an Accept states the schema of its service.
+const SCHEMA: &str = "tollway-schema";
+
+/// The metadata of an Accept for a service of this schema.
+pub(crate) fn accept_metadata(schema: Option<u64>) -> Metadata {
+    match schema {
+        Some(schema) => Metadata::new().with(SCHEMA, schema.to_be_bytes()),
+        None => Metadata::new(),
+    }
+}
+
+/// Compares a client's schema with what an Accept has stated. Who states nothing is taken at its word.
+pub(crate) fn check_schema(ours: Option<u64>, accepted: &Metadata) -> Result<(), OpenError> {
+    let theirs = accepted.value(SCHEMA).and_then(|value| value.try_into().ok()).map(u64::from_be_bytes);
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) if ours != theirs => Err(OpenError::OtherSchema { ours, theirs }),
+        _ => Ok(()),
+    }
 }
 
 /// Whom a typed client calls: the service at the other end of a connection, or one at an endpoint, to which a

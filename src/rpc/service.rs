@@ -72,6 +72,12 @@ pub trait Service: Send + Sync + 'static {
         Some(SHORT)
     }
 
+    /// A fingerprint of what the methods take and return, which typed clients that have one compare with theirs when
+    /// they open a connection. `None`, which is the default, is right for whatever client.
+    fn schema(&self) -> Option<u64> {
+        None
+    }
+
     /// The name of a method, for logs and metrics; `None` for an id that is no method's. Services that are made by
     /// `#[tollway::service]` know it.
     fn method_name(&self, _method: MethodId) -> Option<&'static str> {
@@ -279,6 +285,8 @@ pub(crate) struct ServiceEntry {
     /// The same without the list's middleware around it.
     bare: Arc<dyn Service>,
     pub(crate) payee: Option<Arc<Payee>>,
+    /// What the service says of [`Service::schema`]: asked once, and not under a lock.
+    pub(crate) schema: Option<u64>,
     /// What the service says of [`Service::inline_within`], within bounds.
     pub(crate) inline_within: Option<Duration>,
     /// By method id, which is a hash already.
@@ -296,7 +304,8 @@ impl ServiceEntry {
             false => Arc::new(Layered::new(bare.clone(), middleware.clone())),
         };
         let inline_within = service.inline_within().map(|limit| limit.min(MAX_INLINE));
-        ServiceEntry { service, bare, payee, inline_within, guards: Default::default() }
+        let schema = service.schema();
+        ServiceEntry { service, bare, payee, schema, inline_within, guards: Default::default() }
     }
 
     /// Starts a call, with what its price asks for around it.

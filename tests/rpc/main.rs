@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod client;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod middleware;
 mod paid_client;
+mod spans;
 mod support;
 #[cfg(feature = "tower")]
 mod tower;

@@ -14,9 +14,9 @@ use tollway::rpc::middleware::{
 use tollway::rpc::{
     Answer, CallError, ErrorKind, Execution, IncomingCall, OutgoingCall, Reply, Service, ServiceClient, Services,
 };
-use tollway::{Session, SessionConfig};
+use tollway::{OpenError, Session, SessionConfig};
 
-use super::support::{DeskClient, DeskServer, LONG, desk, pair};
+use super::support::{DeskClient, DeskServer, Host, LONG, desk, pair};
 
 type Log = Arc<Mutex<Vec<String>>>;
 
@@ -247,4 +247,42 @@ fn kinds_of_failures_have_words_and_say_what_the_error_says() {
     assert_eq!((deadline.kind().as_str(), deadline.execution()), ("deadline_exceeded", Execution::NotExecuted));
     assert_eq!(CallError::App(1).kind(), ErrorKind::App);
     assert_eq!(DeskClient::NAME, DeskServer::<()>::NAME);
+}
+
+/// The desk as a client knows it that is older, or of another build.
+mod older {
+    #[tollway::service(name = "counter", checked)]
+    pub(super) trait Counter {
+        async fn count(&self, by: u32) -> u64;
+    }
+}
+
+#[tollway::service(name = "counter", checked)]
+trait Counter {
+    async fn count(&self, by: u64) -> u64;
+}
+
+struct Plus;
+
+impl Counter for Plus {
+    async fn count(&self, by: u64) -> u64 {
+        by + 1
+    }
+}
+
+#[tokio::test]
+async fn a_checked_service_is_opened_by_clients_with_its_own_signatures() {
+    let host = Host::up(Services::new().with(CounterServer::new(Plus).around(Tracing::new())));
+    let client = tollway::Client::with_dialler(host, tollway::ClientConfig::default());
+    let counter: CounterClient = client.service();
+    assert_eq!(counter.count(1).await, Ok(2));
+    // It shares the connection, and looks for itself.
+    let old: older::CounterClient = client.service();
+    assert!(matches!(old.count(1).await, Err(CallError::Refused(_))));
+    let session = client.session().await.unwrap();
+    let opened = session.open_client::<older::CounterClient>().await;
+    assert!(matches!(opened, Err(OpenError::OtherSchema { .. })), "{opened:?}");
+    session.open_client::<CounterClient>().await.unwrap();
+    // Who checks nothing may open it, and be told by its calls.
+    session.open("counter").await.unwrap();
 }

@@ -18,6 +18,15 @@ use super::support::LONG;
 trait Press {
     #[price(call = 10, max_answer = "1KiB")]
     async fn print(&self, text: &str) -> String;
+    /// Costs what it finds, and at least 1.
+    #[price(call = 1, max = 50, with = per_letter, max_answer = "1KiB")]
+    async fn set(&self, text: &str, times: Vec<u32>) -> Result<String, String>;
+}
+
+/// Two for each letter.
+fn per_letter(_text: &str, times: &[u32], set: &str) -> u64 {
+    assert_eq!(times.len(), 1);
+    2 * set.len() as u64
 }
 
 struct Printer;
@@ -25,6 +34,14 @@ struct Printer;
 impl Press for Printer {
     async fn print(&self, text: &str) -> String {
         text.to_uppercase()
+    }
+
+    async fn set(&self, text: &str, times: Vec<u32>) -> Result<String, String> {
+        match times[..] {
+            [0] => Err("nothing to set".to_owned()),
+            [times] => Ok(text.repeat(times as usize)),
+            _ => Err("how often?".to_owned()),
+        }
     }
 }
 
@@ -88,6 +105,28 @@ async fn a_lost_session_costs_no_second_deposit() {
     let balance = |of: Address| ledger.read(|ledger| ledger.balance(of, Address::ZERO));
     assert_eq!(balance(payee.address()), Amount::new(30), "three calls, settled");
     ledger.read(Ledger::conservation).unwrap();
+}
+
+#[tokio::test]
+async fn a_call_costs_what_a_function_says_and_never_more_than_the_maximum() {
+    let config = LedgerConfig { dev: true, ..LedgerConfig::default() };
+    let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(3)), config));
+    let (payee, server) = seller(&ledger).await;
+    let mut buying = WalletConfig::new(key(1), Amount::new(1_000));
+    buying.payee = Some(payee.address());
+    let config = ClientConfig { wallet: Some(Wallet::new(buying)), ..ClientConfig::default() };
+    let client = Client::new(server.endpoint().clone(), config);
+    let press: PressClient = client.service();
+    let charged = async |times| press.set("abc", vec![times]).response().await.map(|answer| answer.charged);
+    assert_eq!(charged(4).await, Ok(Amount::new(24)));
+    assert_eq!(charged(8).await, Ok(Amount::new(48)));
+    assert_eq!(charged(9).await, Err(CallError::HandlerFailed), "54 are above the maximum: free");
+    assert_eq!(charged(0).await, Err(CallError::App("nothing to set".to_owned())), "the least");
+    client.close().await;
+    let earned = ledger.read(|ledger| ledger.balance(payee.address(), Address::ZERO));
+    assert_eq!(earned, Amount::new(24 + 48 + 1));
+    let prices = PressServer::prices();
+    assert_eq!((prices[1].price.call, prices[1].price.max), (Amount::new(1), Some(Amount::new(50))));
 }
 
 #[tokio::test]

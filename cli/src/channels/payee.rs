@@ -8,7 +8,7 @@ use tollway::escrow::LedgerClient;
 use tollway::payment::{KeptUp, Payee, PayeeConfig};
 use tollway::store::{ChannelRecord, ChannelStore, RedbStore};
 use tollway_protocol::payment::channel::ChannelPhase;
-use tollway_protocol::payment::{Address, Amount, ChannelId, Rate};
+use tollway_protocol::payment::{Address, Amount, ChannelId, Price, Rate};
 
 use super::{ChannelsError, CloseArguments, Row, SettleArguments, table};
 use crate::failure::Failure;
@@ -145,7 +145,13 @@ async fn tell(store: &RedbStore, id: ChannelId, json: bool) -> Result<(), Failur
 async fn payee(store: Arc<RedbStore>, key: &Path, ledger: &Place) -> Result<Arc<Payee>, Failure> {
     let escrow = Arc::new(LedgerClient::connect(&ledger.0).await?);
     let any_price: Rate = "1/KiB".parse()?;
-    let config = PayeeConfig::new(keys::load(key)?, escrow, store, files::SERVICE, files::prices(any_price));
+    let config = PayeeConfig::new(
+        keys::load(key)?,
+        escrow,
+        store,
+        files::SERVICE,
+        files::prices(Price::per_bytes_out(any_price)),
+    );
     Ok(Payee::new(config)?)
 }
 

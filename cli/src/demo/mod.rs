@@ -12,13 +12,13 @@ use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{Escrow, LedgerClient};
 use tollway::payment::{Wallet, WalletConfig};
 use tollway::{Session, SessionConfig};
-use tollway_protocol::payment::{Address, Amount, ChannelId, Price, Rate, SecretKey};
+use tollway_protocol::payment::{Address, Amount, ChannelId, Price, SecretKey, Usage};
 
 use crate::access::{Access, Ended, Money, open_free, open_paid, unless_interrupted};
 use crate::failure::Failure;
 use crate::files::{self, Hashing, Received};
 use crate::interrupt::Interrupts;
-use crate::units::{FilePrice, Size};
+use crate::units::Size;
 use crate::{keys, output};
 use child::Child;
 use source::Source;
@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     seed: u64,
     /// The price of the file, or 0 to fetch without payment.
     #[arg(long, default_value = "25/KiB")]
-    price: FilePrice,
+    price: Price,
     /// The most to sign ahead of what has come, in base units.
     #[arg(long, value_name = "AMOUNT")]
     max_ahead: Option<Amount>,
@@ -122,9 +122,9 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
     let dir = tempfile::Builder::new().prefix("tollway-demo-").tempdir()?;
     let source = unless_interrupted(&interrupts, source(&arguments, dir.path())).await??;
     // Declared before the session: they end after it.
-    let ledger = match arguments.price.rate() {
-        Some(_) => Some(unless_interrupted(&interrupts, start_ledger(dir.path())).await??),
-        None => None,
+    let ledger = match arguments.price.is_free() {
+        false => Some(unless_interrupted(&interrupts, start_ledger(dir.path())).await??),
+        true => None,
     };
     let ledger_url = ledger.as_ref().map(|(_, url)| url);
     let payee = start_payee(dir.path(), &source, &arguments, ledger_url);
@@ -137,7 +137,7 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
     }
     let (report, channel_ended) = report?;
 
-    let failures = failures(&report, &source, arguments.price.rate(), channel_ended);
+    let failures = failures(&report, &source, &arguments.price, channel_ended);
     if arguments.json {
         output::json(&report)?;
     } else {
@@ -198,9 +198,9 @@ async fn fetch(
     let endpoint: Endpoint = ready.url.parse()?;
     let payer = keys::generate()?;
     let session = unless_interrupted(interrupts, tollway::connect(&endpoint, SessionConfig::default())).await??;
-    let access = match arguments.price.rate() {
-        None => Access::Free(open_free(&session).await?.ok_or(DemoError::Ready("it asks for payment"))?),
-        Some(rate) => open(&session, &payer, rate, source, ready, arguments.max_ahead).await?,
+    let access = match arguments.price.is_free() {
+        true => Access::Free(open_free(&session).await?.ok_or(DemoError::Ready("it asks for payment"))?),
+        false => open(&session, &payer, arguments, source, ready).await?,
     };
     let token = access.terms().map(|terms| terms.token);
 
@@ -248,26 +248,27 @@ async fn fetch(
 async fn open(
     session: &Session,
     payer: &SecretKey,
-    rate: Rate,
+    arguments: &Arguments,
     source: &Source,
     ready: &Ready,
-    max_ahead: Option<Amount>,
 ) -> Result<Access, Failure> {
     let payee = ready.payee.ok_or(DemoError::Ready("its address"))?;
     let usage = files::usage(&source.name, source.size);
-    let needed = Price::per_bytes_out(rate).cost(usage).and_then(|cost| cost.checked_mul(2));
+    let needed = arguments.price.cost(usage).and_then(|cost| cost.checked_mul(2));
     let mut config = WalletConfig::new(payer.clone(), needed.ok_or(DemoError::TooExpensive)?);
     config.payee = Some(payee);
-    config.max_ahead = max_ahead;
+    config.max_ahead = arguments.max_ahead;
     let terms = Wallet::new(config.clone()).quote(session, files::SERVICE).await?;
     config.budget = config.budget.max(terms.minimum_deposit);
     Ok(open_paid(session, config).await?)
 }
 
 /// What does not add up.
-fn failures(report: &Report, source: &Source, rate: Option<Rate>, channel_ended: bool) -> Vec<String> {
+fn failures(report: &Report, source: &Source, price: &Price, channel_ended: bool) -> Vec<String> {
     let Report { money, metered_bytes, .. } = report;
-    let price = rate.map_or(Some(Amount::ZERO), |rate| rate.cost(*metered_bytes)).unwrap_or(Amount::MAX);
+    // What the payer has metered is the price's to say; the demo asks for one call.
+    let usage = Usage { items: report.items, bytes_out: *metered_bytes, bytes_in: 0 };
+    let price = price.cost(usage).unwrap_or(Amount::MAX);
     let returned = money.settled.checked_add(money.refunded).unwrap_or(Amount::MAX);
     let checks = [
         (report.sha256_ok, format!("sha256 {}: the file is not the one that was served", report.sha256)),

@@ -17,7 +17,7 @@ pub(crate) use sink::{Hashing, Sink, SinkError, check_target};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tollway::rpc::{MethodId, Rx};
-use tollway_protocol::payment::{MethodPrice, Price, Rate, Usage};
+use tollway_protocol::payment::{MethodPrice, Price, Usage};
 
 /// The service's name.
 pub(crate) const SERVICE: &str = "tollway.files";
@@ -70,13 +70,13 @@ pub(crate) fn method() -> MethodId {
     MethodId::of(SERVICE, 1, METHOD)
 }
 
-/// The price list of a file service with this price for what is sent.
-pub(crate) fn prices(rate: Rate) -> Vec<MethodPrice> {
+/// The price list of a file service with this price for a fetch.
+pub(crate) fn prices(price: Price) -> Vec<MethodPrice> {
     let max_item_bytes = item_bytes(CHUNK);
     vec![MethodPrice {
         method_id: method().0,
         name: METHOD.to_owned(),
-        price: Price::per_bytes_out(rate),
+        price,
         max_item_bytes,
         max_answer_bytes: reply_bytes(u64::MAX),
     }]

@@ -13,6 +13,14 @@ trait Wrong {
     async fn words(&self);
     #[price(call = 340282366920938463463374607431768211456)]
     async fn too_much(&self);
+    #[price(with = cost)]
+    async fn no_maximum(&self);
+    #[price(call = 10, max = 5)]
+    async fn less_than_the_least(&self);
+    #[price(max = 5, with = "cost")]
+    async fn no_function(&self);
+    #[price(max = 5, with = cost)]
+    fn streams(&self) -> impl Stream<Item = u64>;
 }
 
 fn main() {}

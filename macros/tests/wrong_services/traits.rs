@@ -10,6 +10,9 @@ trait Misspelt {}
 #[tollway_macros::service(version = 2, version = 3)]
 trait Twice {}
 
+#[tollway_macros::service(checked = true)]
+trait CheckedHow {}
+
 #[tollway_macros::service]
 trait Generic<T> {
     async fn take(&self, value: T);

@@ -269,6 +269,10 @@ impl Service for Layered {
         self.service.inline_within()
     }
 
+    fn schema(&self) -> Option<u64> {
+        self.service.schema()
+    }
+
     fn method_name(&self, method: MethodId) -> Option<&'static str> {
         self.service.method_name(method)
     }
