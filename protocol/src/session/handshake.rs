@@ -63,10 +63,11 @@ impl Machine {
         Ok(())
     }
 
-    /// Responder: answers [`Event::SessionRequested`] with HelloAck. Without that event, and while a challenge is not
-    /// answered, it does nothing.
+    /// Responder: answers [`Event::SessionRequested`] with HelloAck. Without that event, while a challenge is not
+    /// answered, and after the session's end, it does nothing.
     pub fn accept_session(&mut self, metadata: Metadata) {
-        if matches!(self.proving, Proving::Asked(_)) {
+        // The Hello may wait for an authenticator while the peer goes or its time runs out.
+        if self.phase != Phase::Greeting || matches!(self.proving, Proving::Asked(_)) {
             return;
         }
         let Some(version) = self.hello.take() else { return };

@@ -6,7 +6,7 @@ use tollway_protocol::error::{Reason, SessionEnd, Violation, code};
 use tollway_protocol::frame::Lane;
 use tollway_protocol::id::{ConnectionId, Parity};
 use tollway_protocol::limits::{AbuseLimits, Rate, SessionLimits};
-use tollway_protocol::message::{Challenge, Hello, HelloAck, Ping, Pong, Proof};
+use tollway_protocol::message::{Challenge, Hello, HelloAck, Ping, Pong, Proof, Refuse};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{Config, Event, LaneMode, Machine};
 use tollway_protocol::time::Time;
@@ -52,6 +52,49 @@ fn a_refusal_reaches_the_initiator_with_its_reason() {
     pair.peers[B].session_mut().refuse_session(reason.clone());
     pair.run();
     assert_eq!(pair.peers[A].session().end(), Some(&SessionEnd::RefusedByPeer(reason)));
+}
+
+/// `[session.handshake.first]`
+#[test]
+fn greetings_that_come_to_the_wrong_side_or_too_late_are_violations() {
+    let limits = SessionLimits::default();
+    let reason = || Reason::new(code::FORBIDDEN, "no").into();
+    let frames = [
+        (framed(&hello(1, 1), b""), A),
+        (framed(&HelloAck { version: 1, limits, metadata: Metadata::new() }, b""), B),
+        (framed(&Refuse { reason: reason() }, b""), B),
+    ];
+    for (frame, wrong) in frames {
+        let mut greeting = Pair::unopened(Config::default(), Config::default(), 1);
+        greeting.peers[wrong].handle_frame(Time::ZERO, Lane(0), frame.clone());
+        let end = greeting.peers[wrong].session().end();
+        assert!(matches!(end, Some(SessionEnd::PeerViolation(Violation::Unexpected { .. }))), "{end:?}");
+        for side in [A, B] {
+            let mut open = Pair::one_lane();
+            open.peers[side].handle_frame(Time::ZERO, Lane(0), frame.clone());
+            let end = open.peers[side].session().end();
+            assert!(matches!(end, Some(SessionEnd::PeerViolation(Violation::Unexpected { .. }))), "{end:?}");
+        }
+    }
+}
+
+/// Found by fuzzing: an authenticator that takes long accepted what had ended meanwhile, and the session was open again.
+#[test]
+fn a_session_that_has_ended_while_its_hello_waited_is_not_brought_back_by_a_late_answer() {
+    for accepts in [true, false] {
+        let mut pair = Pair::unopened(Config::default(), Config::default(), 1);
+        pair.run();
+        let session = pair.peers[B].session_mut();
+        session.handle_conduit_lost("reset");
+        match accepts {
+            true => session.accept_session(Metadata::new()),
+            false => session.refuse_session(Reason::new(code::APPLICATION, "not you")),
+        }
+        assert_eq!(session.end(), Some(&SessionEnd::ConduitLost("reset".into())));
+        let events = pair.take(B);
+        assert!(matches!(events.last(), Some(Event::SessionEnded(_))), "nothing comes behind the end: {events:?}");
+        assert!(pair.peers[B].poll_transmit(Time::ZERO).is_none());
+    }
 }
 
 /// `[session.handshake.first]`
