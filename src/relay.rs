@@ -83,7 +83,7 @@ pub async fn proxy_connections(left: IncomingOpen, right: &Session) -> Result<Re
     let spec = OpenSpec {
         service: &left.request.service,
         parity: left.request.parity,
-        limits: left.request.limits.at_most(&from_right),
+        limits: left.request.limits.through_relay(&from_right),
         metadata: left.request.metadata.propagated().unwrap_or_else(|| left.request.metadata.clone()),
         credential: left.request.credential.clone(),
     };
@@ -199,8 +199,8 @@ impl Relay {
     /// The right side has accepted, and receives this much.
     pub(crate) fn join(&self, receives: ConnectionLimits, has_receipt: bool) {
         let mut state = self.state.lock();
-        let left = Terms { may_send: state.left.may_send.at_most(&receives), ..state.left };
-        let may_send = left.receives.at_most(&state.from_right);
+        let left = Terms { may_send: receives.through_relay(&state.left.may_send), ..state.left };
+        let may_send = left.receives.through_relay(&state.from_right);
         let right = Terms { parity: left.parity.other(), receives, may_send };
         state.left = left;
         let is_paid = state.has_credential && has_receipt;

@@ -165,6 +165,19 @@ impl ConnectionLimits {
         }
     }
 
+    /// What a relay that takes `own` itself states for a side that takes these limits: the smaller of each two, but no less
+    /// than half of a window. A receiver grants again when half of what it has granted was used, so a sender that was
+    /// told less would wait for ever. `[relay.limits]`
+    #[must_use]
+    pub fn through_relay(&self, own: &Self) -> Self {
+        let least = self.at_most(own);
+        ConnectionLimits {
+            window: least.window.max(self.window.div_ceil(2)),
+            stream_window: least.stream_window.max(self.stream_window.div_ceil(2)),
+            ..least
+        }
+    }
+
     /// Checks the limits against each other and against the largest frame of the side that states them.
     /// `[session.limits.consistent]`
     ///

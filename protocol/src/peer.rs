@@ -248,6 +248,11 @@ impl Peer {
         self.senders.0.get(stream).map(|sender| sender.stream.buffered())
     }
 
+    /// Whether a sending stream has something that could be written now: items within its credit, its end, or a reset.
+    pub fn is_ready(&self, stream: StreamKey) -> bool {
+        self.senders.0.get(stream).is_some_and(|sender| sender.stream.is_ready())
+    }
+
     /// No more items will be sent.
     pub fn finish(&mut self, stream: StreamKey) {
         if self.senders.0.get_mut(stream).is_some_and(|sender| sender.stream.finish()) {

@@ -149,6 +149,23 @@ fn streams_pass_in_both_directions_and_end_with_their_call() {
     assert_eq!([waiting(&mut bridge, Side::Left), waiting(&mut bridge, Side::Right)], [0, 0]);
 }
 
+/// Found by simulation: a relay that took less than half of what the receiver did left the sender waiting for ever.
+/// `[relay.limits]`
+#[test]
+fn a_relay_states_the_smaller_limits_and_at_least_half_of_a_window() {
+    let receiver = ConnectionLimits { window: 2001, stream_window: 1001, ..limits() };
+    let narrow =
+        ConnectionLimits { max_item: 10, max_body: 10, window: 10, stream_window: 1, max_calls: 1, max_streams: 1 };
+    let stated = receiver.through_relay(&narrow);
+    assert_eq!(stated, ConnectionLimits { window: 1001, stream_window: 501, ..narrow });
+    let roomy = ConnectionLimits { window: 1500, stream_window: 5000, ..limits() };
+    assert_eq!(receiver.through_relay(&roomy), ConnectionLimits { window: 1500, stream_window: 1001, ..limits() });
+    // The least that is stated is the least that makes a receiver grant.
+    let mut stream = crate::stream::RecvStream::new(1001);
+    assert_eq!(stream.consume(500, 1), None);
+    assert!(stream.consume(1, 1).is_some());
+}
+
 /// `[relay.credit]`
 #[test]
 fn credit_passes_less_what_was_cut_off_and_is_never_made() {

@@ -49,7 +49,7 @@ pub use transmit::StreamSource;
 
 use crate::error::SessionEnd;
 use crate::frame::{Lane, Transmit};
-use crate::id::{ConnectionId, IdSequence, Parity};
+use crate::id::{ConnectionId, IdSequence, Parity, StreamId};
 use crate::limits::{AbuseLimits, SessionLimits};
 use crate::memory::{Ledger, MemoryLimits};
 use crate::metadata::Metadata;
@@ -348,6 +348,11 @@ impl Machine {
     /// The connection of a stream that has not ended.
     pub fn stream_connection(&self, stream: StreamKey) -> Option<ConnectionId> {
         self.streams.get(stream).map(|entry| entry.connection)
+    }
+
+    /// A stream's id on the wire, once it is announced there.
+    pub fn stream_id(&self, stream: StreamKey) -> Option<StreamId> {
+        self.streams.get(stream)?.id
     }
 
     /// How many requests and responses wait to be sent, if they are of about less than `bytes` in all and nothing else
