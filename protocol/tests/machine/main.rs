@@ -7,6 +7,7 @@ mod connections;
 mod deadlines;
 mod handshake;
 mod hostile;
+mod isolation;
 mod memory;
 mod money;
 mod pair;
