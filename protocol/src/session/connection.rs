@@ -238,13 +238,10 @@ impl Connection {
         Ok(key)
     }
 
-    /// Our call of this id, `None` if it ended before.
-    pub(super) fn called(&self, id: CallId, frame: &'static str) -> Result<Option<CallKey>, Violation> {
+    /// Our call of this id. It is forgotten when the callee has ended it, so what comes for it then is one too many.
+    pub(super) fn called(&self, id: CallId, frame: &'static str) -> Result<CallKey, Violation> {
         let key = self.active.as_ref().and_then(|active| active.calls.get(&id).copied());
-        if key.is_none() && !(same_half(&self.own_calls, id.0) && self.own_calls.was_used(id.0)) {
-            return Err(Violation::UnknownCall { frame, id });
-        }
-        Ok(key)
+        key.ok_or(Violation::UnknownCall { frame, id })
     }
 
     /// The stream of this id, `None` if it ended before.
@@ -404,5 +401,29 @@ impl PeerIds {
             self.pending.insert(next);
         }
         Err(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ready_is_entered_once_and_what_is_not_never() {
+        let mut active = Active::default();
+        assert!(!active.ready_requests() && !active.ready_responses());
+        assert!(active.ready.is_empty());
+        let body = || Body {
+            call: CallKey::default(),
+            kind: super::super::outbox::BodyKind::Request { method: 1, deadline: None },
+            metadata: crate::metadata::Metadata::new(),
+            payload: bytes::Bytes::new(),
+            slots: Vec::new(),
+        };
+        active.requests.push_back(body());
+        active.responses.push_back(body());
+        assert!(active.ready_requests() && !active.ready_requests());
+        assert!(active.ready_responses() && !active.ready_responses());
+        assert_eq!(active.ready, [Source::Requests, Source::Responses]);
     }
 }

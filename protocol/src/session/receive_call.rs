@@ -119,10 +119,8 @@ impl Machine {
     pub(super) fn receive_response(&mut self, lane: Lane, response: Response, payload: Bytes) -> Result<(), Violation> {
         let id = response.connection;
         let Some(connection) = self.live(lane, id, Response::NAME)? else { return Ok(()) };
-        // A call of ours is forgotten when the callee has ended it: this answer is a second one. [call.end.once]
-        let Some(key) = connection.called(response.call, Response::NAME)? else {
-            return Err(Violation::UnknownCall { frame: Response::NAME, id: response.call });
-        };
+        // An answer to a call that has ended is a second one. [call.end.once]
+        let key = connection.called(response.call, Response::NAME)?;
         check_body(&payload, connection.limits.max_body)?;
         connection.recv_window.receive(payload.len())?;
         response.metadata.check()?;
@@ -159,9 +157,7 @@ impl Machine {
 
     pub(super) fn receive_done(&mut self, lane: Lane, done: &Done) -> Result<(), Violation> {
         let Some(connection) = self.live(lane, done.connection, Done::NAME)? else { return Ok(()) };
-        let Some(key) = connection.called(done.call, Done::NAME)? else {
-            return Err(Violation::UnknownCall { frame: Done::NAME, id: done.call });
-        };
+        let key = connection.called(done.call, Done::NAME)?;
         let Some(call) = self.calls.get(key) else { return Ok(()) };
         // Response and streams first. [call.end.last]
         if call.streams > 0 || !matches!(call.state, CallState::Answered { .. }) {

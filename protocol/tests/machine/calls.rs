@@ -306,3 +306,30 @@ fn connections_share_the_writer_by_bytes() {
     }
     assert!(worst <= 128 << 10, "{worst} bytes apart");
 }
+
+#[test]
+fn small_bodies_are_counted_while_they_are_fewer_bytes_than_asked_for_and_nothing_else_waits() {
+    let mut pair = Pair::one_lane();
+    let id = pair.connect(A);
+    let small = |pair: &Pair, bytes| pair.peers[A].session().small_bodies(bytes);
+    assert_eq!(small(&pair, 1_000), None, "nothing waits");
+    pair.call(A, id, 1, &[0; 68]);
+    assert_eq!((small(&pair, 101), small(&pair, 100)), (Some(1), None), "68 bytes, and 32 for the header");
+    pair.call(A, id, 1, &[0; 68]);
+    assert_eq!((small(&pair, 201), small(&pair, 200)), (Some(2), None));
+    let other = pair.start_open(A, Default::default());
+    assert_eq!(small(&pair, 1_000), None, "an open goes before them: {other}");
+}
+
+#[test]
+fn events_are_announced_while_there_are_any() {
+    let mut pair = Pair::one_lane();
+    let id = pair.connect(A);
+    let session = pair.peers[A].session_mut();
+    assert!(!session.has_events());
+    session.close(id, tollway_protocol::error::Reason::none());
+    assert!(session.has_events());
+    let mut events = std::collections::VecDeque::new();
+    session.swap_events(&mut events);
+    assert!(!session.has_events() && events.len() == 1);
+}

@@ -11,7 +11,9 @@ use tollway_protocol::limits::{ConnectionLimits, SessionLimits};
 use tollway_protocol::message::{Accept, Cancel, Close, Open, Reject, Request};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
-use tollway_protocol::session::{CommandError, Config, Event, LaneMode, PayerMoney};
+use tollway_protocol::session::{CommandError, Config, Event, LaneMode, PayerMoney, StreamSource};
+use tollway_protocol::stream::{StreamKey, Taken};
+use tollway_protocol::time::Time;
 
 use crate::pair::{A, B, Pair, config, framed};
 
@@ -407,5 +409,48 @@ fn the_largest_credential_fits_the_peers_largest_frame_and_a_larger_one_is_refus
         pair.run();
         pair.assert_alive();
         assert_eq!(pair.counts()[B].0, usize::from(fits));
+    }
+}
+
+/// No stream is there.
+struct NoStreams;
+
+impl StreamSource for NoStreams {
+    fn take(&mut self, _: StreamKey, _: usize, _: &dyn Fn(u64, u64) -> bool) -> Taken {
+        Taken::Empty
+    }
+}
+
+/// `[conduit.quic.end]`
+#[test]
+fn a_lane_has_ended_when_its_last_frame_was_given_out_and_never_on_a_conduit_with_one() {
+    for lanes in [LaneMode::One, LaneMode::PerConnection] {
+        let mut pair = Pair::open(config(lanes), config(lanes), 1);
+        let closed = pair.connect(A);
+        let refused = pair.start_open(A, ConnectionLimits::default());
+        pair.run();
+        let mut machines = pair.peers.map(|peer| (peer, Vec::new()));
+        machines[A].0.session_mut().close(closed, Reason::none());
+        _ = machines[B].0.session_mut().reject(refused, Reason::none(), Metadata::new(), Default::default());
+        let mut none = NoStreams;
+        for _ in 0..3 {
+            for side in [A, B] {
+                let (peer, ended) = &mut machines[side];
+                let mut written = Vec::new();
+                while let Some(frame) = peer.session_mut().poll_transmit(Time::ZERO, &mut none) {
+                    let mut bytes = frame.head.to_vec();
+                    bytes.extend_from_slice(&frame.payload);
+                    written.push((frame.lane, Bytes::from(bytes)));
+                }
+                ended.extend(std::iter::from_fn(|| peer.session_mut().poll_ended_lane()));
+                written
+                    .into_iter()
+                    .for_each(|(lane, frame)| machines[1 - side].0.handle_frame(Time::ZERO, lane, frame));
+            }
+        }
+        let mut both = [A, B].map(|side| machines[side].1.clone());
+        both.iter_mut().for_each(|ended| ended.sort_unstable());
+        let expected = if lanes == LaneMode::One { vec![] } else { vec![Lane(closed.0), Lane(refused.0)] };
+        assert_eq!(both, [expected.clone(), expected]);
     }
 }
