@@ -29,6 +29,9 @@ pub(crate) const STREAM_WINDOW: u32 = 700;
 /// Bytes of an item that say which it is: the tag of its stream and its number there.
 pub(crate) const ITEM_MARK: usize = 16;
 
+/// What a call may cost whose answer states it.
+const MAX_COST: u128 = 30;
+
 /// What a stream's sender has done, by the tag that its items begin with.
 #[derive(Debug, Default)]
 pub(crate) struct Sent {
@@ -85,7 +88,9 @@ pub(crate) fn prices() -> Arc<PriceTable> {
         bytes_in: None,
         max: None,
     };
-    Arc::new([(1, price(10, 0, "0/B")), (2, price(0, 2, "1/100B")), (3, price(7, 1, "3/KiB"))].into_iter().collect())
+    let stated = Price { max: Some(Amount::new(MAX_COST)), ..price(5, 1, "1/100B") };
+    let methods = [(1, price(10, 0, "0/B")), (2, price(0, 2, "1/100B")), (3, price(7, 1, "3/KiB")), (4, stated)];
+    Arc::new(methods.into_iter().collect())
 }
 
 fn config(choices: &mut Choices, lanes: LaneMode) -> Config {
@@ -240,7 +245,7 @@ impl World {
         if self.net.peers[side].session().open_calls(connection) > 12 {
             return;
         }
-        let (method, flows, payload) = (self.net.choices.below(4) as u64, self.flows(), self.payload());
+        let (method, flows, payload) = (self.net.choices.below(5) as u64, self.flows(), self.payload());
         let millis = self.net.choices.below(5_000) as u64;
         let deadline = self.net.choices.chance(20).then(|| self.net.now.after(Duration::from_millis(millis)));
         let spec = CallSpec { connection, method, deadline, metadata: Metadata::new(), payload, slots: &flows };
@@ -256,7 +261,11 @@ impl World {
         let status =
             [Status::Ok, Status::AppError, Status::HandlerFailed, Status::Cancelled][self.net.choices.below(4)];
         let (payload, flows) = (self.payload(), self.flows());
-        let spec = ResponseSpec { status, metadata: Metadata::new(), payload, slots: &flows, cost: None };
+        let units = self.net.choices.below(MAX_COST as usize + 1) as u128;
+        let cost = self.net.choices.chance(50).then_some(Amount::new(units));
+        let metadata = Metadata::new();
+        // Above what the price reserves it is refused, and the call is answered another time.
+        let spec = ResponseSpec { status, metadata, payload, slots: &flows, cost };
         if let Ok(keys) = self.net.peers[side].respond(call, spec) {
             self.sides[side].served.swap_remove(at);
             self.own_all(side, &keys, &flows);
