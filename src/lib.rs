@@ -31,6 +31,7 @@ mod session;
 mod settle;
 mod shared;
 pub mod store;
+mod together;
 
 pub use client::{ConnectError, connect, connect_with};
 pub use connection::Connection;

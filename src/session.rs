@@ -25,6 +25,7 @@ use crate::observe::{Observer, Traffic};
 use crate::rpc::middleware::ClientStack;
 use crate::rpc::{Service, ServiceClient, ServiceEntry, Services, check_schema};
 use crate::shared::{ConnectionCell, OpenAnswer, Opening, Shared};
+use crate::together::Together;
 
 /// Bytes that the sessions of a process may grant together, unless their configuration names another pool: four sessions
 /// that use up the budget of a session. What is granted is not yet used, so it may be a large part of the memory.
@@ -163,7 +164,7 @@ impl Session {
 
     /// Starts the session's task. `admission` decides about a peer that says hello; without it everybody is welcome.
     pub(crate) fn begin<C: Conduit>(
-        conduit: C,
+        mut conduit: C,
         config: SessionConfig,
         role: Role,
         admission: Option<Arc<Admission>>,
@@ -193,8 +194,12 @@ impl Session {
         let limits = config.connection_limits;
         let (services, prover, observer) = (config.services, config.prover, config.observer);
         let serving = Serving { services, limits, max_frame, prover, admission };
-        let (reader, writer) = conduit.split();
-        let driver = tokio::spawn(Driver::new(shared.clone(), serving, (role, watch), (reader, writer)));
+        let engine = conduit.take_engine();
+        let driver = Driver::new(shared.clone(), serving, (role, watch), conduit.split());
+        let driver = match engine {
+            Some(engine) => tokio::spawn(Together::new(engine, driver)),
+            None => tokio::spawn(driver),
+        };
         let middleware = Some(config.client_middleware).filter(|stack| !stack.is_empty());
         let inner = SessionInner { shared, peer, metadata: Metadata::new(), limits, middleware };
         Beginning { inner, answer, driver, observer }

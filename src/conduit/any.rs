@@ -5,6 +5,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
@@ -176,6 +177,10 @@ impl Conduit for AnyConduit {
 
     fn peer(&self) -> PeerInfo {
         of_each!(self, conduit => conduit.peer())
+    }
+
+    fn take_engine(&mut self) -> Option<BoxFuture<'static, ()>> {
+        of_each!(self, conduit => conduit.take_engine())
     }
 
     fn split(self) -> (AnyReader, AnyWriter) {
@@ -359,47 +364,33 @@ impl AnyListener {
     /// As [`bind`](Self::bind); then it listens where it did before.
     pub async fn add(&mut self, endpoint: &Endpoint, options: &ListenOptions) -> Result<(), EstablishError> {
         warn_of_plain(endpoint);
-        let place = endpoint.clone().without_path().with_pin(None);
+        let mut place = endpoint.clone().without_path().with_pin(None);
         let bound = match endpoint.scheme() {
-            Scheme::Tcp => {
-                let listener = TcpListener::bind(endpoint.address()).await?;
-                (place.with_address(listener.local_addr()?), One::Tcp(listener))
-            }
+            Scheme::Tcp => One::Tcp(TcpListener::bind(endpoint.address()).await?),
             #[cfg(unix)]
-            Scheme::Unix => (place, One::Unix(UnixListener::bind(endpoint.socket().unwrap_or("".as_ref()))?)),
+            Scheme::Unix => One::Unix(UnixListener::bind(endpoint.socket().unwrap_or("".as_ref()))?),
             #[cfg(feature = "tls")]
-            Scheme::Tls => {
-                let tls = options.shown(endpoint)?;
-                let listener = TlsListener::bind(endpoint.address(), tls).await?;
-                let place = place.with_address(listener.local_addr()?);
-                (place.with_pin(tls.pin()), One::Tls(listener))
-            }
+            Scheme::Tls => One::Tls(TlsListener::bind(endpoint.address(), options.shown(endpoint)?).await?),
             #[cfg(feature = "quic")]
-            Scheme::Quic => {
-                let tls = options.shown(endpoint)?;
-                let listener = QuicListener::bind(endpoint.address(), tls).await?;
-                let place = place.with_address(listener.local_addr()?);
-                (place.with_pin(tls.pin()), One::Quic(listener))
-            }
+            Scheme::Quic => One::Quic(QuicListener::bind(endpoint.address(), options.shown(endpoint)?).await?),
             #[cfg(feature = "ws")]
-            Scheme::Ws => {
-                let listener = WsListener::bind(endpoint.address()).await?;
-                (place.with_address(listener.local_addr()?), One::Ws(listener))
-            }
+            Scheme::Ws => One::Ws(WsListener::bind(endpoint.address()).await?),
             #[cfg(all(feature = "ws", feature = "tls"))]
-            Scheme::Wss => {
-                let tls = options.shown(endpoint)?;
-                let listener = WsListener::bind_tls(endpoint.address(), tls).await?;
-                let place = place.with_address(listener.local_addr()?);
-                (place.with_pin(tls.pin()), One::Ws(listener))
-            }
+            Scheme::Wss => One::Ws(WsListener::bind_tls(endpoint.address(), options.shown(endpoint)?).await?),
             // No endpoint with a scheme that is not built can be parsed.
             #[allow(unreachable_patterns, reason = "which kinds there are depends on the build")]
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
         };
+        if let Some(address) = bound.local_addr()? {
+            place = place.with_address(address);
+        }
+        #[cfg(feature = "tls")]
+        if endpoint.scheme().is_encrypted() {
+            place = place.with_pin(options.shown(endpoint)?.pin());
+        }
         #[cfg(not(feature = "tls"))]
         let _ = options;
-        self.listening.push(bound);
+        self.listening.push((place, bound));
         Ok(())
     }
 
@@ -418,6 +409,22 @@ impl ListenOptions {
 }
 
 impl One {
+    /// The address that was bound, where there are addresses.
+    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            #[cfg(unix)]
+            Self::Unix(_) => return Ok(None),
+            #[cfg(feature = "tls")]
+            Self::Tls(listener) => listener.local_addr(),
+            #[cfg(feature = "quic")]
+            Self::Quic(listener) => listener.local_addr(),
+            #[cfg(feature = "ws")]
+            Self::Ws(listener) => listener.local_addr(),
+        }
+        .map(Some)
+    }
+
     async fn next(&self) -> io::Result<BoxFuture<'static, io::Result<AnyConduit>>> {
         Ok(match self {
             Self::Tcp(listener) => {

@@ -28,6 +28,8 @@ use tollway_protocol::frame::FrameError;
 
 pub use tollway_protocol::frame::{HANDSHAKE_MAX_FRAME, Lane, Stranger, Transmit};
 
+use crate::future::BoxFuture;
+
 pub mod any;
 pub mod endpoint;
 pub mod framed;
@@ -59,6 +61,12 @@ pub trait Conduit: Send + 'static {
 
     /// Who is at the other end.
     fn peer(&self) -> PeerInfo;
+
+    /// What drives the conduit, if polling its halves does not: a session polls it in its own task, which saves a wake on
+    /// the way of each frame. If nobody takes it, it goes on by itself.
+    fn take_engine(&mut self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 
     /// Separates receiving from sending. Dropping one half does not close the other.
     fn split(self) -> (Self::Reader, Self::Writer);

@@ -8,6 +8,7 @@
 //! [`MAX_CONNECTION_WINDOW`]. That is the most that gaps in what arrives can make this side keep. Keepalive is the
 //! session's: QUIC's own idle timeout and keepalive are off, and a path that changes keeps the session.
 
+mod engine;
 mod reader;
 mod ready;
 mod shared;
@@ -19,7 +20,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, TransportConfig, VarInt};
+use quinn::{ConnectionError, EndpointConfig, TransportConfig, VarInt};
 
 pub use self::reader::QuicReader;
 pub use self::writer::QuicWriter;
@@ -29,6 +30,7 @@ use super::listen::Listener;
 use super::tls::{self, ALPN, CertificateDer, ClientTls, ServerTls, TlsConduitError, TlsError, TlsFailure};
 use super::{Conduit, Lanes, PeerInfo};
 use crate::future::BoxFuture;
+use engine::{Catching, Engine};
 use shared::Shared;
 
 /// Bytes that may be on their way on one lane: the session's own default for one stream. 1 Gbit/s over 8 ms.
@@ -67,6 +69,7 @@ pub struct QuicConduit {
     /// The halves exist from the start, so that a conduit dropped before it is split is noticed too.
     reader: QuicReader,
     writer: QuicWriter,
+    engine: Engine,
     failure: TlsFailure,
 }
 
@@ -94,10 +97,16 @@ impl QuicConduit {
                 true => (Ipv4Addr::UNSPECIFIED, 0).into(),
                 false => (Ipv6Addr::UNSPECIFIED, 0).into(),
             };
-            let socket = quinn::Endpoint::client(local)?;
-            let connecting = socket.connect_with(config.clone(), address, endpoint.host());
-            match connecting.map_err(io::Error::other)?.await {
-                Ok(connection) => return Ok(Self::new(connection, failure)),
+            let socket = std::net::UdpSocket::bind(local)?;
+            let runtime = Arc::new(Catching::default());
+            let (socket, engine) =
+                runtime.catch(|runtime| quinn::Endpoint::new(EndpointConfig::default(), None, socket, runtime));
+            let socket = socket?;
+            let (connecting, connection) =
+                runtime.catch(|_| socket.connect_with(config.clone(), address, endpoint.host()));
+            let mut engine = engine.with(connection);
+            match engine.drive(connecting.map_err(io::Error::other)?).await {
+                Ok(connection) => return Ok(Self::new(connection, engine, failure)),
                 Err(error) => match failure.get().cloned().or_else(|| tls_error(&error)) {
                     Some(error) => return Err(error.into()),
                     None => last = error.into(),
@@ -107,7 +116,7 @@ impl QuicConduit {
         Err(last.into())
     }
 
-    fn new(connection: quinn::Connection, failure: TlsFailure) -> Self {
+    fn new(connection: quinn::Connection, engine: Engine, failure: TlsFailure) -> Self {
         let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
         let peer = PeerInfo::new("quic", connection.remote_address().to_string());
         let mut peer = peer.with_identity(tls::identity(chain.as_ref().map(|chain| &***chain)));
@@ -117,7 +126,8 @@ impl QuicConduit {
             peer = peer.with_exporter(exporter);
         }
         let shared = Shared::new(connection, failure.clone());
-        Self { peer, reader: QuicReader::new(shared.clone()), writer: QuicWriter::new(shared), failure }
+        let (reader, writer) = (QuicReader::new(shared.clone()), QuicWriter::new(shared));
+        Self { peer, reader, writer, engine, failure }
     }
 
     /// Where to find what TLS has failed with, after the conduit was lost.
@@ -157,6 +167,10 @@ impl Conduit for QuicConduit {
         self.peer.clone()
     }
 
+    fn take_engine(&mut self) -> Option<BoxFuture<'static, ()>> {
+        Some(Box::pin(std::mem::take(&mut self.engine)))
+    }
+
     fn split(self) -> (QuicReader, QuicWriter) {
         (self.reader, self.writer)
     }
@@ -165,6 +179,7 @@ impl Conduit for QuicConduit {
 /// Accepts QUIC connections, whatever happens.
 pub struct QuicListener {
     socket: quinn::Endpoint,
+    runtime: Arc<Catching>,
 }
 
 impl fmt::Debug for QuicListener {
@@ -186,8 +201,17 @@ impl QuicListener {
         config.migration(true).transport_config(transport());
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in tokio::net::lookup_host(addresses).await? {
-            match quinn::Endpoint::server(config.clone(), address) {
-                Ok(socket) => return Ok(Self { socket }),
+            let bound = std::net::UdpSocket::bind(address).and_then(|socket| {
+                let runtime = Arc::new(Catching::default());
+                let (socket, engine) = runtime.catch(|runtime| {
+                    quinn::Endpoint::new(EndpointConfig::default(), Some(config.clone()), socket, runtime)
+                });
+                // All connections share the socket, so that it has a task of its own.
+                drop(engine);
+                Ok(Self { socket: socket?, runtime })
+            });
+            match bound {
+                Ok(listener) => return Ok(listener),
                 Err(error) => last = error,
             }
         }
@@ -209,12 +233,15 @@ impl Listener for QuicListener {
 
     async fn next(&self) -> io::Result<Self::Pending> {
         let incoming = self.socket.accept().await.ok_or(io::ErrorKind::NotConnected)?;
+        let runtime = self.runtime.clone();
         Ok(Box::pin(async move {
-            let connection = incoming.await.map_err(|error| match tls_error(&error) {
+            let told = |error| match tls_error(&error) {
                 Some(error) => io::Error::new(io::ErrorKind::InvalidData, error),
                 None => error.into(),
-            })?;
-            Ok(QuicConduit::new(connection, TlsFailure::default()))
+            };
+            let (connecting, mut engine) = runtime.catch(|_| incoming.accept());
+            let connection = engine.drive(connecting.map_err(told)?).await.map_err(told)?;
+            Ok(QuicConduit::new(connection, engine, TlsFailure::default()))
         }))
     }
 }

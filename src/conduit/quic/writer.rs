@@ -19,11 +19,9 @@ use tollway_protocol::message::{Header, Payment};
 
 use super::ready::{LaneWaker, ReadyLanes};
 use super::shared::Shared;
+use crate::conduit::outbuf::COPY_BELOW;
 use crate::conduit::{ConduitError, FrameWriter, Lane, Transmit};
 use crate::future::BoxFuture;
-
-/// Payloads below this many bytes are copied behind their header.
-const COPY_BELOW: usize = 4 * 1024;
 
 /// Chunks given to QUIC at once.
 const MAX_CHUNKS: usize = 64;
