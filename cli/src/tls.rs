@@ -50,6 +50,8 @@ pub(crate) enum TlsFileError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", .path.display())]
     Use { path: PathBuf, source: TlsError },
+    #[error("{option} is of no use: nothing listens with TLS. Listen at tls://, quic:// or wss://, or leave it away")]
+    NothingEncrypted { option: &'static str },
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -62,7 +64,11 @@ impl ServerArguments {
     pub(crate) fn options(&self, places: &[Endpoint], key: Option<&Path>) -> Result<ListenOptions, TlsFileError> {
         let mut options = ListenOptions::default();
         if !places.iter().any(|place| place.scheme().is_encrypted()) {
-            return Ok(options);
+            // --tls-self names a file that may be there for another start; the others say what cannot be had.
+            return match self.first_given() {
+                None | Some("--tls-self") => Ok(options),
+                Some(option) => Err(TlsFileError::NothingEncrypted { option }),
+            };
         }
         let mut tls = ServerTls::new(self.identity(key)?);
         if let Some(path) = &self.client_ca {
@@ -70,6 +76,17 @@ impl ServerArguments {
         }
         options.tls = Some(tls);
         Ok(options)
+    }
+
+    /// One of these options that was given, for those who have no use for it.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--client-ca", &self.client_ca),
+            ("--tls-cert", &self.tls_cert),
+            ("--tls-key", &self.tls_key),
+            ("--tls-self", &self.tls_self),
+        ];
+        given.into_iter().find_map(|(name, value)| value.is_some().then_some(name))
     }
 
     fn identity(&self, key: Option<&Path>) -> Result<Identity, TlsFileError> {

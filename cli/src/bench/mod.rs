@@ -66,7 +66,7 @@ pub(crate) struct Arguments {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// Measure the link to a server that `tollway bench --serve` started there: the URL that it printed.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["tls_cert", "tls_key", "tls_self", "client_ca"])]
+    #[arg(long, value_name = "URL")]
     to: Option<Place>,
     /// Serve what is measured, until Ctrl-C: at tcp://, tls://, quic://, ws:// or wss:// with HOST:PORT, where port 0 takes
     /// a free one, or at unix:///PATH.
@@ -134,6 +134,11 @@ enum BenchError {
     Stream(#[from] StreamError),
     #[error("the server ended a stream that has no end")]
     StreamEnded,
+    #[error(
+        "{option} is for a server: give --serve URL, too. (--to takes the URL with the #sha256=… that the server prints, \
+         and without both nothing leaves this process)"
+    )]
+    ServerOption { option: &'static str },
     #[error("a part of the measurement panicked: {0}")]
     Worker(#[from] tokio::task::JoinError),
 }
@@ -147,6 +152,9 @@ struct Ready {
 pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<(), Failure> {
     if let Some(place) = &arguments.serve {
         return serve(place, &arguments.tls, arguments.json, interrupts).await;
+    }
+    if let Some(option) = arguments.tls.first_given() {
+        return Err(BenchError::ServerOption { option }.into());
     }
     let plan = plan(&arguments)?;
     let endpoint = match &arguments.to {

@@ -212,3 +212,11 @@ fn wrong_flags_are_wrong_usage() {
     let help = tollway(&["bench", "--help"]).success().stdout;
     assert!(help.contains("tollway bench unary --to"), "{help}");
 }
+
+#[test]
+fn what_only_a_server_shows_is_refused_without_one() {
+    for more in [&[][..], &["--to", "tls://127.0.0.1:1"]] {
+        let refused = tollway(&[&["bench", "unary", "--client-ca", "ca.pem"], more].concat()).failure();
+        assert!(refused.stderr.contains("--client-ca is for a server: give --serve URL"), "{refused:?}");
+    }
+}

@@ -113,3 +113,15 @@ fn a_killed_servers_socket_is_taken_over_and_a_live_ones_is_not() {
     let out = text(&dir.path().join("out"));
     tollway(&["fetch", &at(&urls[0], "a"), "-o", &out]).success();
 }
+
+/// Whoever asks for clients with certificates is not to serve everybody.
+#[test]
+fn options_of_tls_without_tls_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = text(dir.path());
+    for options in [&["--client-ca", "ca.pem"][..], &["--tls-cert", "c.pem", "--tls-key", "k.pem"]] {
+        let serve = ["serve", "--price", "0", "--dir", &path, "--listen", "tcp://127.0.0.1:0"];
+        let refused = tollway(&[&serve, options].concat()).failure();
+        assert!(refused.stderr.contains(&format!("{} is of no use", options[0])), "{refused:?}");
+    }
+}
