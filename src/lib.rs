@@ -32,6 +32,7 @@ mod settle;
 mod shared;
 pub mod store;
 mod together;
+pub mod tunnel;
 
 pub use client::{ConnectError, connect, connect_with};
 pub use connection::Connection;

@@ -38,10 +38,16 @@ suite! {
     #[cfg(unix)] unix = crate::support::Unix;
     #[cfg(feature = "tls")] tls = crate::support::Tls;
     #[cfg(feature = "quic")] quic = crate::support::Quic;
+    #[cfg(feature = "quic")] quic_on_a_bad_network = crate::support::ShakenQuic;
     #[cfg(feature = "ws")] ws = crate::support::Ws;
+    #[cfg(all(feature = "ws", feature = "tls"))] wss = crate::support::Wss;
     memory = crate::support::Memory;
     reordering = crate::support::Reordering;
     one_byte_at_a_time = crate::support::Trickle;
+    nested = crate::support::Nested<crate::support::Memory>;
+    nested_in_lanes = crate::support::Nested<crate::support::Reordering>;
+    nested_one_byte_at_a_time = crate::support::NestedTrickle;
+    #[cfg(feature = "tls")] nested_tls = crate::support::NestedTls;
 }
 
 /// Frames of all sorts of sizes on six lanes: `[lesson 1]` cancels `recv` at every poll, here and in all tests that use

@@ -77,6 +77,29 @@ where
     }
 }
 
+/// Makes a conduit of a type that is a [`Framed`], in its field `framed`, and what it takes to get there.
+macro_rules! framed_conduit {
+    ($conduit:ty, $reader:ty, $writer:ty $(, $io:ident: $bound:path)?) => {
+        impl$(<$io: $bound>)? $crate::conduit::Conduit for $conduit {
+            type Reader = $crate::conduit::framed::FramedReader<$reader>;
+            type Writer = $crate::conduit::framed::FramedWriter<$writer>;
+
+            fn lanes(&self) -> $crate::conduit::Lanes {
+                self.framed.lanes()
+            }
+
+            fn peer(&self) -> $crate::conduit::PeerInfo {
+                self.framed.peer()
+            }
+
+            fn split(self) -> (Self::Reader, Self::Writer) {
+                self.framed.split()
+            }
+        }
+    };
+}
+pub(super) use framed_conduit;
+
 /// Receives frames from a stream of bytes.
 #[derive(Debug)]
 pub struct FramedReader<R> {

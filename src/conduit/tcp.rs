@@ -9,9 +9,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
-use super::framed::{Framed, FramedReader, FramedWriter};
+use super::PeerInfo;
+use super::framed::{Framed, framed_conduit};
 use super::listen::{Listener, accept_from};
-use super::{Conduit, Lanes, PeerInfo};
 
 /// A conduit over one TCP connection. One lane.
 #[derive(Debug)]
@@ -67,22 +67,7 @@ pub(super) fn set_options(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-impl Conduit for TcpConduit {
-    type Reader = FramedReader<OwnedReadHalf>;
-    type Writer = FramedWriter<OwnedWriteHalf>;
-
-    fn lanes(&self) -> Lanes {
-        self.framed.lanes()
-    }
-
-    fn peer(&self) -> PeerInfo {
-        self.framed.peer()
-    }
-
-    fn split(self) -> (Self::Reader, Self::Writer) {
-        self.framed.split()
-    }
-}
+framed_conduit!(TcpConduit, OwnedReadHalf, OwnedWriteHalf);
 
 /// Accepts TCP conduits, whatever happens.
 #[derive(Debug)]

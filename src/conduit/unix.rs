@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::framed::{Framed, FramedReader, FramedWriter};
+use super::framed::{Framed, framed_conduit};
 use super::listen::Listener;
-use super::{Conduit, Lanes, PeerIdentity, PeerInfo};
+use super::{PeerIdentity, PeerInfo};
 
 /// A conduit over one Unix socket. One lane.
 #[derive(Debug)]
@@ -45,22 +45,7 @@ impl UnixConduit {
     }
 }
 
-impl Conduit for UnixConduit {
-    type Reader = FramedReader<OwnedReadHalf>;
-    type Writer = FramedWriter<OwnedWriteHalf>;
-
-    fn lanes(&self) -> Lanes {
-        self.framed.lanes()
-    }
-
-    fn peer(&self) -> PeerInfo {
-        self.framed.peer()
-    }
-
-    fn split(self) -> (Self::Reader, Self::Writer) {
-        self.framed.split()
-    }
-}
+framed_conduit!(UnixConduit, OwnedReadHalf, OwnedWriteHalf);
 
 /// Accepts conduits at a socket, whatever happens. Its file goes with it.
 #[derive(Debug)]

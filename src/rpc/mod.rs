@@ -18,6 +18,7 @@ mod outgoing;
 mod scope;
 mod service;
 mod stream;
+mod stream_bytes;
 mod stream_core;
 mod stream_traits;
 

@@ -264,7 +264,12 @@ impl<T: Serialize> Tx<T> {
         shared.create_item_streams(key, slots).map_err(|_| StreamError::ConnectionEnded)
     }
 
-    fn push_with(&mut self, bytes: usize, push: impl FnOnce(&mut SendStream) -> bool) -> Result<Bound, StreamError> {
+    /// Adds an item of so many bytes by `push`.
+    pub(super) fn push_with(
+        &mut self,
+        bytes: usize,
+        push: impl FnOnce(&mut SendStream) -> bool,
+    ) -> Result<Bound, StreamError> {
         let mut state = self.core.state.lock();
         if let Some(error) = state.sender_error() {
             return Err(error);
@@ -281,7 +286,7 @@ impl<T: Serialize> Tx<T> {
 }
 
 /// The session to tell, and whether it must be told.
-type Bound = (Option<(Arc<Shared>, StreamKey)>, bool);
+pub(super) type Bound = (Option<(Arc<Shared>, StreamKey)>, bool);
 
 impl<T> Drop for Tx<T> {
     fn drop(&mut self) {
@@ -291,7 +296,7 @@ impl<T> Drop for Tx<T> {
 
 /// The receiving half of a stream of `T`. Dropped, it tells the sender that no more is wanted.
 pub struct Rx<T> {
-    core: Arc<StreamCore>,
+    pub(super) core: Arc<StreamCore>,
     /// The run that is being read; it needs no lock.
     run: Option<ItemRun>,
     /// Streams of the run's single item.
@@ -389,6 +394,17 @@ impl<T: DeserializeOwned> Rx<T> {
             self.run = None;
         }
         decoded.map(|decoded| decoded.map_err(StreamError::Decode))
+    }
+}
+
+impl<T> Rx<T> {
+    /// The next item of the run that is being read, as it came and uncopied.
+    pub(super) fn next_encoded(&mut self) -> Option<Bytes> {
+        let item = self.run.as_mut()?.next_item();
+        if item.is_none() {
+            self.run = None;
+        }
+        item
     }
 }
 

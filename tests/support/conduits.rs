@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::marker::PhantomData;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -24,6 +25,16 @@ use tollway::conduit::unix::{UnixConduit, UnixListener};
 #[cfg(feature = "ws")]
 use tollway::conduit::ws::{WsConduit, WsListener};
 use tollway::conduit::{Conduit, ConduitError, FrameReader, FrameWriter, Lane, Lanes, PeerInfo, Received, Transmit};
+use tollway::rpc::Services;
+use tollway::tunnel::{Tunnel, TunnelReader, TunnelService, TunnelWriter};
+use tollway::{Session, SessionConfig};
+#[cfg(feature = "quic")]
+use udp_relay::{Network, UdpRelay};
+
+#[cfg(feature = "quic")]
+#[path = "udp_relay.rs"]
+#[allow(dead_code, reason = "each user takes its own part of it")]
+mod udp_relay;
 
 pub(crate) type Frames = Vec<(Lane, Bytes)>;
 
@@ -120,6 +131,24 @@ impl Pairs for Ws {
     }
 }
 
+#[cfg(all(feature = "ws", feature = "tls"))]
+pub(crate) struct Wss;
+
+#[cfg(all(feature = "ws", feature = "tls"))]
+impl Pairs for Wss {
+    type Conduit = WsConduit;
+    const BULK: usize = 48 << 20;
+
+    async fn pair(_: usize) -> (WsConduit, WsConduit) {
+        let server = ServerTls::new(Identity::self_signed(&["localhost"]).unwrap());
+        let listener = WsListener::bind_tls("127.0.0.1:0", &server).await.unwrap();
+        let endpoint: Endpoint = format!("wss://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
+        let (accepted, dialed) = tokio::join!(accepted(&listener), WsConduit::connect_tls(&endpoint, &client));
+        (dialed.unwrap(), accepted)
+    }
+}
+
 /// The next conduit, with its own handshake done.
 async fn accepted<L: Listener>(listener: &L) -> L::Conduit {
     listener.next().await.unwrap().await.unwrap()
@@ -151,7 +180,7 @@ impl Pairs for Reordering {
 pub(crate) struct Trickle;
 
 impl Pairs for Trickle {
-    type Conduit = Framed<Reluctant, Reluctant>;
+    type Conduit = Framed<Reluctant<DuplexStream>, Reluctant<DuplexStream>>;
     const BULK: usize = 256 << 10;
 
     async fn pair(capacity: usize) -> (Self::Conduit, Self::Conduit) {
@@ -164,18 +193,135 @@ impl Pairs for Trickle {
     }
 }
 
-pub(crate) struct Reluctant {
-    io: DuplexStream,
+/// A tunnel in a session over another kind of conduit.
+pub(crate) struct Nested<P>(PhantomData<P>);
+
+impl<P: Pairs> Pairs for Nested<P>
+where
+    <P::Conduit as Conduit>::Reader: Unpin,
+    <P::Conduit as Conduit>::Writer: Unpin,
+{
+    type Conduit = Tunnel;
+    /// Above the tunnel's outbox and window, and what is below.
+    const BULK: usize = 1 << 20;
+
+    async fn pair(capacity: usize) -> (Tunnel, Tunnel) {
+        let (left, right) = P::pair(capacity).await;
+        let (tell, mut taken) = tokio::sync::mpsc::channel(1);
+        let service = TunnelService::new("tunnel", move |tunnel, _context| {
+            let tell = tell.clone();
+            async move { tell.send(tunnel).await.unwrap() }
+        });
+        let serving = SessionConfig { services: Services::new().with(service), ..SessionConfig::default() };
+        let (near, far) =
+            tokio::join!(Session::connect(left, SessionConfig::default()), Session::accept(right, serving));
+        let (near, far) = (near.unwrap(), far.unwrap());
+        // The far side's session lives as long as the near side's, which the tunnel holds.
+        tokio::spawn(async move { far.closed().await });
+        let tunnel = near.open("tunnel").await.unwrap().tunnel().await.unwrap();
+        (tunnel, taken.recv().await.unwrap())
+    }
+}
+
+/// TLS inside such a tunnel.
+#[cfg(feature = "tls")]
+pub(crate) struct NestedTls;
+
+#[cfg(feature = "tls")]
+impl Pairs for NestedTls {
+    type Conduit = TlsConduit<Tunnel>;
+    const BULK: usize = 1 << 20;
+
+    async fn pair(capacity: usize) -> (Self::Conduit, Self::Conduit) {
+        let (near, far) = Nested::<Memory>::pair(capacity).await;
+        let tls = ServerTls::new(Identity::self_signed(&["inside"]).unwrap());
+        let endpoint = "tls://inside:1".parse::<Endpoint>().unwrap().with_pin(tls.pin());
+        let client = ClientTls::default();
+        let (near, far) = tokio::join!(
+            TlsConduit::connect_over(near, &endpoint, &client),
+            TlsConduit::accept_over(far, "a tunnel", &tls)
+        );
+        (near.unwrap(), far.unwrap())
+    }
+}
+
+/// QUIC on a network on which datagrams overtake each other, so that lanes do, and some are lost.
+#[cfg(feature = "quic")]
+pub(crate) struct ShakenQuic;
+
+#[cfg(feature = "quic")]
+impl Pairs for ShakenQuic {
+    type Conduit = QuicConduit;
+    const BULK: usize = 10 << 20;
+
+    async fn pair(_: usize) -> (QuicConduit, QuicConduit) {
+        let server = ServerTls::new(Identity::self_signed(&["localhost"]).unwrap());
+        let listener = QuicListener::bind("127.0.0.1:0", &server).await.unwrap();
+        let network =
+            Network { loss_ppm: 1_000, delay: Duration::ZERO, jitter: Duration::from_millis(1), seed: 0xC0FFEE };
+        let relay = UdpRelay::start(listener.local_addr().unwrap(), network).await;
+        let endpoint: Endpoint = format!("quic://{}", relay.address()).parse().unwrap();
+        let (endpoint, client) = (endpoint.with_pin(server.pin()), ClientTls::default());
+        let (accepted, dialed) = tokio::join!(accepted(&listener), QuicConduit::connect(&endpoint, &client));
+        // It carries what the test sends until the test's runtime ends.
+        std::mem::forget(relay);
+        (dialed.unwrap(), accepted)
+    }
+}
+
+/// The same of a tunnel: it is written in items of three bytes, and read byte by byte.
+pub(crate) struct NestedTrickle;
+
+impl Pairs for NestedTrickle {
+    type Conduit = Framed<Reluctant<TunnelReader>, Reluctant<Ending<TunnelWriter>>>;
+    const BULK: usize = 256 << 10;
+
+    async fn pair(capacity: usize) -> (Self::Conduit, Self::Conduit) {
+        let (near, far) = Nested::<Memory>::pair(capacity).await;
+        let end = |tunnel: Tunnel| {
+            let (reader, writer) = tunnel.into_split();
+            let peer = PeerInfo::new("trickle", "a tunnel");
+            Framed::new(Reluctant::new(reader), Reluctant::new(Ending(writer)), peer)
+        };
+        (end(near), end(far))
+    }
+}
+
+/// Ends its direction in order when it is dropped.
+pub(crate) struct Ending<W: AsyncWrite + Unpin>(W);
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Ending<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Drop for Ending<W> {
+    fn drop(&mut self) {
+        let _ended = Pin::new(&mut self.0).poll_shutdown(&mut Context::from_waker(std::task::Waker::noop()));
+    }
+}
+
+pub(crate) struct Reluctant<S> {
+    io: S,
     rested: bool,
 }
 
-impl Reluctant {
-    pub(crate) fn new(io: DuplexStream) -> Self {
+impl<S> Reluctant<S> {
+    pub(crate) fn new(io: S) -> Self {
         Self { io, rested: false }
     }
 }
 
-impl AsyncRead for Reluctant {
+impl<S: AsyncRead + Unpin> AsyncRead for Reluctant<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.rested = !self.rested;
         if self.rested {
@@ -190,7 +336,7 @@ impl AsyncRead for Reluctant {
     }
 }
 
-impl AsyncWrite for Reluctant {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Reluctant<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let end = buf.len().min(3);
         Pin::new(&mut self.io).poll_write(cx, &buf[..end])

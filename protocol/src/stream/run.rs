@@ -50,15 +50,27 @@ fn read_varint(bytes: &[u8]) -> Option<(u32, usize)> {
 /// When the item has 4 GiB or more; callers check the peer's `max_item`, which is a `u32`, first.
 #[inline]
 pub fn write_item(buffer: &mut Vec<u8>, item: &[u8]) {
-    let length = u32::try_from(item.len()).expect("items are bounded by a u32");
-    buffer.reserve(MAX_PREFIX.saturating_add(item.len()));
+    write_length(buffer, item.len());
+    buffer.extend_from_slice(item);
+}
+
+/// Appends one item of so many bytes that lies in pieces.
+pub(crate) fn write_pieces<'a>(buffer: &mut Vec<u8>, bytes: usize, pieces: impl Iterator<Item = &'a [u8]>) {
+    write_length(buffer, bytes);
+    pieces.for_each(|piece| buffer.extend_from_slice(piece));
+}
+
+/// Appends an item's length, and makes room for the item.
+#[inline]
+fn write_length(buffer: &mut Vec<u8>, bytes: usize) {
+    let length = u32::try_from(bytes).expect("items are bounded by a u32");
+    buffer.reserve(MAX_PREFIX.saturating_add(bytes));
     if length <= 0x7f {
         buffer.push(length as u8);
     } else {
         let (prefix, length) = varint(length);
         buffer.extend_from_slice(prefix.get(..length).unwrap_or_default());
     }
-    buffer.extend_from_slice(item);
 }
 
 /// 1..n whole items in the form in which they are framed.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, Bytes};
 
 use super::StreamKey;
-use super::run::{ItemRun, write_item};
+use super::run::{ItemRun, write_item, write_pieces};
 use crate::error::Violation;
 use crate::limits::ITEM_OVERHEAD;
 
@@ -128,17 +128,45 @@ impl SendStream {
             write_item(&mut bytes, item);
             return self.push_framed(Bytes::from(bytes), Vec::new());
         }
+        write_item(&mut self.room_in_run().bytes, item);
+        self.count(item.len())
+    }
+
+    /// Adds an item that lies in pieces, as [`push`](Self::push) does: it is copied once, into its frame.
+    #[must_use]
+    pub fn push_pieces<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+        if self.finish != Finish::Open {
+            return false;
+        }
+        let bytes = pieces.clone().fold(0_usize, |sum, piece| sum.saturating_add(piece.len()));
+        if bytes >= LARGE_ITEM {
+            let mut framed = Vec::new();
+            write_pieces(&mut framed, bytes, pieces);
+            return self.push_framed(Bytes::from(framed), Vec::new());
+        }
+        write_pieces(&mut self.room_in_run().bytes, bytes, pieces);
+        self.count(bytes)
+    }
+
+    /// The run that small items are added to, with room for one.
+    #[inline]
+    fn room_in_run(&mut self) -> &mut OpenRun {
         if self.open_run.bytes.len() >= RUN_BYTES {
             self.close_run();
             // More will follow: the next run is as long, and need not grow into it.
             self.open_run.bytes.reserve(RUN_BYTES.saturating_add(RUN_BYTES >> 2));
         }
+        &mut self.open_run
+    }
+
+    /// Counts a small item that was added.
+    #[inline]
+    fn count(&mut self, bytes: usize) -> bool {
         let open = &mut self.open_run;
-        write_item(&mut open.bytes, item);
         open.items = open.items.saturating_add(1);
-        open.item_bytes = open.item_bytes.saturating_add(item.len() as u64);
-        open.last_bytes = u32::try_from(item.len()).unwrap_or(u32::MAX);
-        self.buffered = self.buffered.saturating_add(item.len() as u64).saturating_add(ITEM_OVERHEAD);
+        open.item_bytes = open.item_bytes.saturating_add(bytes as u64);
+        open.last_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.buffered = self.buffered.saturating_add(bytes as u64).saturating_add(ITEM_OVERHEAD);
         self.schedule()
     }
 
@@ -191,6 +219,11 @@ impl SendStream {
     /// Whether items are still taken.
     pub fn is_open(&self) -> bool {
         self.finish == Finish::Open
+    }
+
+    /// Whether the end or a reset was taken: nothing is left to send.
+    pub fn has_finished(&self) -> bool {
+        self.finish == Finish::Finished
     }
 
     /// No more items will come. What is in the outbox is still sent.
@@ -363,13 +396,32 @@ mod tests {
     }
 
     #[test]
+    fn an_item_in_pieces_is_the_same_as_one_in_a_row() {
+        for size in [0, 3, 200, LARGE_ITEM - 1, LARGE_ITEM, LARGE_ITEM + 1] {
+            let item: Vec<u8> = (0..size).map(|byte| byte as u8).collect();
+            let (mut whole, mut parts) = (SendStream::new(1 << 20), SendStream::new(1 << 20));
+            _ = whole.push(&item);
+            let (left, right) = item.split_at(size / 3);
+            _ = parts.push_pieces([left, &[], right].into_iter());
+            assert_eq!(whole.buffered(), parts.buffered());
+            let [Taken::Run(whole), Taken::Run(parts)] = [whole, parts].map(|mut one| one.take(1 << 20, |_, _| true))
+            else {
+                panic!("there is an item");
+            };
+            assert_eq!(whole.run, parts.run, "{size}");
+        }
+    }
+
+    #[test]
     fn end_follows_the_items_and_is_said_once() {
         let mut stream = SendStream::new(10_000);
         _ = stream.push(b"a");
         _ = stream.finish();
         _ = stream.push(b"late");
         assert_eq!(lengths(stream.take(1000, |_, _| true)), [1]);
+        assert!(!stream.has_finished());
         assert!(matches!(stream.take(1000, |_, _| true), Taken::End));
+        assert!(stream.has_finished());
         assert!(matches!(stream.take(1000, |_, _| true), Taken::Empty));
     }
 

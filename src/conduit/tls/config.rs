@@ -16,7 +16,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 
-use super::verify::{CaVerifier, PinVerifier};
+use super::verify::{Trust, Verifier};
 use super::{TlsError, TlsFailure};
 use crate::conduit::endpoint::Fingerprint;
 
@@ -198,19 +198,18 @@ impl ClientTls {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| TlsError::Config(error.to_string()))?
             .dangerous();
-        let builder = match pin {
-            Some(pin) => builder.with_custom_certificate_verifier(Arc::new(PinVerifier { pin, failure, algorithms })),
+        let trust = match pin {
+            Some(pin) => Trust::Pin(pin),
             None => {
                 let roots = match &self.roots {
                     Some(roots) => root_store(roots)?,
                     None => system_roots()?,
                 };
-                let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
-                    .build()
-                    .map_err(|error| TlsError::Config(error.to_string()))?;
-                builder.with_custom_certificate_verifier(Arc::new(CaVerifier { inner, failure }))
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+                Trust::Ca(verifier.map_err(|error| TlsError::Config(error.to_string()))?)
             }
         };
+        let builder = builder.with_custom_certificate_verifier(Arc::new(Verifier { trust, failure, algorithms }));
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some(Identity { chain, key, .. }) => builder
@@ -337,6 +336,15 @@ mod tests {
         assert!(Identity::load_or_create(&path).is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "something else");
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// Over TLS and over QUIC, which asks these, too. `[conduit.tls.no-early-data]`
+    #[test]
+    fn nobody_sends_or_takes_early_data() {
+        let identity = Identity::self_signed(&["localhost"]).unwrap();
+        let pin = Some(identity.fingerprint());
+        assert_eq!(ServerTls::new(identity).config(ALPN).unwrap().max_early_data_size, 0);
+        assert!(!ClientTls::default().config(pin, ALPN, TlsFailure::default()).unwrap().enable_early_data);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! TLS over TCP: [`TlsConduit`] and the [`TlsListener`] that yields them.
 //!
 //! The frames are those of TCP, inside TLS 1.3 with the protocol name `tollway/1`. A listener accepts a TCP connection
-//! and hands it out at once; its handshake is part of what is pending, so that a slow one delays nobody.
+//! and hands it out at once; its handshake is part of what is pending, so that a slow one delays nobody. TLS runs over any
+//! other stream of bytes, too: inside a [tunnel](crate::tunnel) it keeps those out who carry it.
 
 mod config;
 mod error;
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -24,12 +26,12 @@ pub use self::stream::TlsIo;
 pub(crate) use self::{config::EXPORTER_LABEL, stream::identity};
 pub use rustls::pki_types::CertificateDer;
 
+use super::PeerInfo;
 use super::endpoint::Endpoint;
-use super::framed::{Framed, FramedReader, FramedWriter};
+use super::framed::{Framed, framed_conduit};
 use super::halves::{ReadHalf, WriteHalf, halves};
 use super::listen::Listener;
 use super::tcp::{TcpListener, set_options};
-use super::{Conduit, Lanes, PeerInfo};
 use crate::future::BoxFuture;
 
 /// Why there is no conduit over TLS.
@@ -53,10 +55,15 @@ impl From<TlsConduitError> for io::Error {
     }
 }
 
+/// What TLS runs over: TCP, or any other stream of bytes.
+pub trait Below: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Below for S {}
+
 /// A conduit over one TLS connection. One lane.
 #[derive(Debug)]
-pub struct TlsConduit {
-    framed: Framed<ReadHalf<TlsIo>, WriteHalf<TlsIo>>,
+pub struct TlsConduit<S: Below = TcpStream> {
+    framed: Framed<ReadHalf<TlsIo<S>>, WriteHalf<TlsIo<S>>>,
     failure: TlsFailure,
 }
 
@@ -75,11 +82,42 @@ impl TlsConduit {
         let (io, peer) = dial(endpoint, tls, ALPN, "tls").await?;
         Ok(Self::new(io, peer))
     }
+}
 
-    fn new(io: TlsIo, peer: PeerInfo) -> Self {
+impl<S: Below> TlsConduit<S> {
+    fn new(io: TlsIo<S>, peer: PeerInfo) -> Self {
         let failure = io.failure();
         let (reader, writer) = halves(io);
         Self { framed: Framed::new(reader, writer, peer), failure }
+    }
+
+    /// Shakes hands over a stream that there is already, such as a [tunnel](crate::tunnel), and proves that the endpoint is
+    /// at its other end: by its pin, or by a CA and its host. Nobody who carries the stream can read or alter it.
+    ///
+    /// # Errors
+    /// When the other end is not whom it should be, or the stream fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the stream.
+    pub async fn connect_over(stream: S, endpoint: &Endpoint, tls: &ClientTls) -> Result<Self, TlsConduitError> {
+        let io = shake(stream, endpoint, tls, ALPN).await?;
+        let peer = io.peer("tls", format!("{}:{}", endpoint.host(), endpoint.port()));
+        Ok(Self::new(io, peer))
+    }
+
+    /// Shakes hands as a listener does, over a stream that there is already. `address` says for people where it came from.
+    /// There is no time limit: whoever accepts sessions bounds it together with the handshake.
+    ///
+    /// # Errors
+    /// When the other end does not speak TLS, does not take this side's certificate or shows none that is taken here, or
+    /// the stream fails.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the stream.
+    pub async fn accept_over(stream: S, address: impl Into<String>, tls: &ServerTls) -> Result<Self, TlsConduitError> {
+        let acceptor = TlsAcceptor::from(Arc::new(tls.config(ALPN)?));
+        let (io, peer) = TlsIncoming { stream, address: address.into(), acceptor }.shake("tls").await?;
+        Ok(Self::new(io, peer))
     }
 
     /// Where to find what TLS has failed with, after the conduit was lost.
@@ -88,6 +126,8 @@ impl TlsConduit {
     }
 }
 
+framed_conduit!(TlsConduit<S>, ReadHalf<TlsIo<S>>, WriteHalf<TlsIo<S>>, S: Below);
+
 /// Connects and shakes hands, for `tls://` and `wss://`.
 pub(super) async fn dial(
     endpoint: &Endpoint,
@@ -95,18 +135,27 @@ pub(super) async fn dial(
     alpn: &[u8],
     kind: &'static str,
 ) -> Result<(TlsIo, PeerInfo), TlsConduitError> {
-    let config = Arc::new(tls.config(endpoint.pin(), alpn, TlsFailure::default())?);
-    let name = server_name(endpoint)?;
     let stream = TcpStream::connect(endpoint.address()).await?;
     set_options(&stream)?;
-    let address = stream.peer_addr()?;
-    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(told)?;
+    let address = stream.peer_addr()?.to_string();
+    let io = shake(stream, endpoint, tls, alpn).await?;
+    let peer = io.peer(kind, address);
+    Ok((io, peer))
+}
+
+/// Shakes hands as a client and proves that the endpoint is at the other end.
+async fn shake<S: Below>(
+    stream: S,
+    endpoint: &Endpoint,
+    tls: &ClientTls,
+    alpn: &[u8],
+) -> Result<TlsIo<S>, TlsConduitError> {
+    let config = tls.config(endpoint.pin(), alpn, TlsFailure::default())?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(server_name(endpoint)?, stream).await.map_err(told)?;
     let io = TlsIo::new(stream.into());
     match io.alpn() == Some(alpn) {
-        true => {
-            let peer = io.peer(kind, address);
-            Ok((io, peer))
-        }
+        true => Ok(io),
         // One that knows nothing of protocol names would take our frames for its own.
         false => Err(TlsError::NotTollway.into()),
     }
@@ -125,23 +174,6 @@ fn told(error: io::Error) -> TlsConduitError {
         // A listener that hangs up on a handshake speaks something else.
         None if error.kind() == io::ErrorKind::UnexpectedEof => TlsError::NotTls.into(),
         None => error.into(),
-    }
-}
-
-impl Conduit for TlsConduit {
-    type Reader = FramedReader<ReadHalf<TlsIo>>;
-    type Writer = FramedWriter<WriteHalf<TlsIo>>;
-
-    fn lanes(&self) -> Lanes {
-        self.framed.lanes()
-    }
-
-    fn peer(&self) -> PeerInfo {
-        self.framed.peer()
-    }
-
-    fn split(self) -> (Self::Reader, Self::Writer) {
-        self.framed.split()
     }
 }
 
@@ -185,7 +217,7 @@ impl TlsListener {
 
     pub(super) async fn next_stream(&self) -> io::Result<TlsIncoming> {
         let (stream, address) = self.listener.next_stream().await?;
-        Ok(TlsIncoming { stream, address, acceptor: self.acceptor.clone() })
+        Ok(TlsIncoming { stream, address: address.to_string(), acceptor: self.acceptor.clone() })
     }
 }
 
@@ -203,15 +235,15 @@ impl Listener for TlsListener {
 }
 
 /// A client that has connected and not yet shaken hands.
-pub(super) struct TlsIncoming {
-    stream: TcpStream,
-    address: SocketAddr,
+pub(super) struct TlsIncoming<S = TcpStream> {
+    stream: S,
+    address: String,
     acceptor: TlsAcceptor,
 }
 
-impl TlsIncoming {
+impl<S: Below> TlsIncoming<S> {
     /// Shakes hands. There is no time limit here: whoever accepts sessions bounds it.
-    pub(super) async fn shake(self, kind: &'static str) -> Result<(TlsIo, PeerInfo), TlsConduitError> {
+    pub(super) async fn shake(self, kind: &'static str) -> Result<(TlsIo<S>, PeerInfo), TlsConduitError> {
         match self.acceptor.accept(self.stream).into_fallible().await {
             Ok(stream) => {
                 let io = TlsIo::new(stream.into());

@@ -12,34 +12,48 @@ use super::config::fingerprint;
 use super::{TlsError, TlsFailure};
 use crate::conduit::endpoint::Fingerprint;
 
-/// Accepts the certificate with this fingerprint and no other. That the peer has its key is proved by the handshake's
-/// signature, as always. `[conduit.tls.pin]`
+/// By what the listener is known.
 #[derive(Debug)]
-pub(super) struct PinVerifier {
-    pub(super) pin: Fingerprint,
+pub(super) enum Trust {
+    /// By the fingerprint of its certificate and nothing else. That it has the key is proved by the handshake's signature,
+    /// as always. `[conduit.tls.pin]`
+    Pin(Fingerprint),
+    /// By a CA and its name.
+    Ca(Arc<WebPkiServerVerifier>),
+}
+
+/// Decides about the listener's certificate.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    pub(super) trust: Trust,
+    /// Where what is wrong with it is left.
     pub(super) failure: TlsFailure,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for PinVerifier {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let found = fingerprint(end_entity);
-        match found == self.pin {
-            true => Ok(ServerCertVerified::assertion()),
-            false => {
-                let error = TlsError::WrongPin { expected: self.pin, found };
-                // The first failure is the one to tell.
-                let _ = self.failure.set(error.clone());
-                Err(refusal(error))
-            }
+        let verified = match &self.trust {
+            Trust::Pin(pin) => match fingerprint(end_entity) {
+                found if found == *pin => Ok(ServerCertVerified::assertion()),
+                found => Err(refusal(TlsError::WrongPin { expected: *pin, found })),
+            },
+            Trust::Ca(cas) => cas
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .map_err(|error| told(error, end_entity, server_name)),
+        };
+        if let Err(error) = &verified {
+            // The first failure is the one to tell.
+            let _ = self.failure.set(TlsError::of(error));
         }
+        verified
     }
 
     fn verify_tls12_signature(
@@ -62,54 +76,6 @@ impl ServerCertVerifier for PinVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
-    }
-}
-
-/// Asks the CAs, and says what is wrong in a way that helps.
-#[derive(Debug)]
-pub(super) struct CaVerifier {
-    pub(super) inner: Arc<WebPkiServerVerifier>,
-    pub(super) failure: TlsFailure,
-}
-
-impl ServerCertVerifier for CaVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        verified.map_err(|error| {
-            let error = told(error, end_entity, server_name);
-            // The first failure is the one to tell.
-            let _ = self.failure.set(TlsError::of(&error));
-            error
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
     }
 }
 

@@ -20,14 +20,14 @@ use tokio_tungstenite::{accept_hdr_async_with_config, client_async_with_config};
 pub use self::stream::WsIo;
 use self::stream::{Link, told};
 
+use super::PeerInfo;
 use super::endpoint::Endpoint;
-use super::framed::{Framed, FramedReader, FramedWriter};
+use super::framed::{Framed, framed_conduit};
 use super::halves::{ReadHalf, WriteHalf, halves};
 use super::listen::Listener;
 use super::tcp::{TcpListener, set_options};
 #[cfg(feature = "tls")]
 use super::tls::{self, ClientTls, ServerTls, TlsConduitError, TlsListener};
-use super::{Conduit, Lanes, PeerInfo};
 use crate::future::BoxFuture;
 
 /// The protocol's name inside WebSocket. `[conduit.ws.subprotocol]`
@@ -100,22 +100,7 @@ impl WsConduit {
     }
 }
 
-impl Conduit for WsConduit {
-    type Reader = FramedReader<ReadHalf<WsIo>>;
-    type Writer = FramedWriter<WriteHalf<WsIo>>;
-
-    fn lanes(&self) -> Lanes {
-        self.framed.lanes()
-    }
-
-    fn peer(&self) -> PeerInfo {
-        self.framed.peer()
-    }
-
-    fn split(self) -> (Self::Reader, Self::Writer) {
-        self.framed.split()
-    }
-}
+framed_conduit!(WsConduit, ReadHalf<WsIo>, WriteHalf<WsIo>);
 
 /// Accepts connections for WebSocket, whatever happens.
 pub struct WsListener {
