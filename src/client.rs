@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::conduit::any::{self, AnyConduit, ConnectOptions, EstablishError};
-use crate::conduit::endpoint::Endpoint;
+use crate::conduit::endpoint::{Endpoint, Scheme};
 #[cfg(feature = "tls")]
 use crate::conduit::tls::TlsError;
 use crate::session::{Session, SessionConfig, SessionError};
@@ -63,7 +63,7 @@ pub async fn connect_with(
     // A listener that accepts and never shakes hands costs no more time than one that never says hello.
     let established = tokio::time::timeout(config.protocol.handshake_timeout, any::connect(endpoint, options)).await;
     let conduit = match established {
-        Err(_late) => return Err(unreachable(io::ErrorKind::TimedOut.into())),
+        Err(_late) => return Err(unreachable(no_answer(endpoint.scheme()))),
         Ok(Err(EstablishError::Io(source))) => return Err(unreachable(source)),
         #[cfg(feature = "tls")]
         Ok(Err(EstablishError::Tls(source))) => return Err(untrusted(source)),
@@ -86,4 +86,17 @@ pub async fn connect_with(
         return Err(untrusted(source));
     }
     Ok(session?)
+}
+
+/// Nobody has answered in time.
+fn no_answer(scheme: Scheme) -> io::Error {
+    match scheme {
+        // Over UDP nobody says that nobody is there.
+        Scheme::Quic => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "nobody answers over UDP: check host and port, that the peer listens there at quic://, and that no firewall \
+             is in the way (tls:// needs TCP alone)",
+        ),
+        _ => io::ErrorKind::TimedOut.into(),
+    }
 }

@@ -17,7 +17,8 @@ use tollway::conduit::tls::{ClientTls, Identity, ServerTls};
 use tollway::conduit::{Conduit, FrameReader, FrameWriter, Lane, Received, Transmit};
 use tollway::rpc::{BoxReply, IncomingCall, MethodId, Reply, Rx, Service, Services, stream};
 use tollway::{Server, Session, SessionConfig};
-use tollway_protocol::error::{Reason, SessionEnd};
+use tollway_protocol::error::{Reason, SessionEnd, code};
+use tollway_protocol::message::{Close, Header, Payment, decode_header};
 use udp_relay::{Network, UdpRelay};
 
 /// Answers a number with its double, and streams numbers.
@@ -212,6 +213,61 @@ async fn ended_lanes_make_room_for_more_than_may_be_open_at_once() {
             assert!(frames.iter().zip(1..).all(|((lane, _), expected)| lane.0 == expected));
         };
         tokio::join!(answering, asking);
+    })
+    .await;
+}
+
+/// `[conduit.quic.reset]`
+#[tokio::test]
+async fn a_lane_that_is_cut_off_stands_for_a_close_of_its_connection() {
+    within(async {
+        let (left, right) = pair().await;
+        let ((_keep, mut writer), (mut reader, _writer)) = (left.split(), right.split());
+        reader.set_max_frame(4 << 20);
+        writer.start_send(frame(3, 10));
+        // More than a lane's window: it cannot all be on its way.
+        writer.start_send(frame(5, LANE_WINDOW as usize + 200_000));
+        assert!(poll_fn(|cx| std::task::Poll::Ready(writer.poll_flush(cx))).await.is_pending());
+        let mut frames = Vec::new();
+        // A lane of which nothing was read is not known yet.
+        while reader.recv(&mut frames).await.unwrap() != Received::Progress {}
+        drop(writer);
+        while frames.len() < 2 {
+            assert_ne!(reader.recv(&mut frames).await.unwrap(), Received::End);
+        }
+        let (lane, mut body) = frames.remove(frames.iter().position(|(lane, _)| *lane == Lane(5)).unwrap());
+        let close: Close = decode_header(&mut body).unwrap();
+        assert_eq!((lane, close.connection.0, Reason::from(close.reason).code), (Lane(5), 5, code::DROPPED));
+        assert_eq!(frames[0].0, Lane(3), "what was whole arrives");
+    })
+    .await;
+}
+
+/// `[conduit.quic.priority]`
+#[tokio::test]
+async fn what_is_the_sessions_own_and_payments_go_before_data() {
+    within(async {
+        let (left, right) = pair().await;
+        let ((_keep, mut writer), (mut reader, _writer)) = (left.split(), right.split());
+        // Far more than what QUIC sends before it hears of its arrival, and below the streams that may be open at first.
+        let data = 100;
+        (1..=data).for_each(|lane| writer.start_send(frame(lane, 1000)));
+        let paid = data + 1;
+        let mut payment = frame(paid, 50);
+        payment.head = [Payment::KIND].into_iter().collect();
+        writer.start_send(payment);
+        writer.start_send(frame(0, 10));
+        let mut frames = Vec::new();
+        let receiving = async {
+            while frames.len() < data as usize + 2 {
+                assert_ne!(reader.recv(&mut frames).await.unwrap(), Received::End);
+            }
+        };
+        let (flushed, ()) = tokio::join!(writer.flush(), receiving);
+        flushed.unwrap();
+        let place = |lane| frames.iter().position(|(found, _)| *found == Lane(lane)).unwrap();
+        // Lanes whose first packets arrive together are looked at in the order of their streams.
+        assert!(place(0) < data as usize / 2 && place(paid) < data as usize / 2, "{} {}", place(0), place(paid));
     })
     .await;
 }

@@ -1,4 +1,5 @@
 //! Who trusts whom over TLS, and what each side is told when it does not: one table for every conduit that has TLS.
+#![allow(clippy::print_stdout, reason = "what each side is told, to be read by people: --nocapture")]
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -68,6 +69,7 @@ async fn connect(endpoint: &Endpoint, tls: ClientTls) -> Result<Session, Connect
 #[track_caller]
 fn told(result: Result<Session, ConnectError>, remedy: &str) -> TlsError {
     let error = result.expect_err("there is a session");
+    println!("{error}");
     assert!(error.to_string().contains(remedy), "{error}");
     match error {
         ConnectError::Tls { source, .. } => source,
@@ -201,19 +203,64 @@ async fn a_listener_that_speaks_something_else_over_tls_is_sent_nothing() {
     }
 }
 
+/// QUIC of another kind.
 #[tokio::test]
-async fn tls_and_plain_tcp_find_out_about_each_other() {
-    let endpoint = serve("tls", ServerTls::new(Identity::self_signed(&["localhost"]).unwrap())).await;
-    let plain: Endpoint = format!("tcp://127.0.0.1:{}", endpoint.port()).parse().unwrap();
-    let error = connect(&plain, ClientTls::default()).await.unwrap_err().to_string();
-    assert!(error.contains("use the same scheme on both sides, such as tls://"), "{error}");
+async fn quic_that_speaks_something_else_is_sent_nothing() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let pin = tollway::conduit::tls::fingerprint(made.cert.der());
+    let key = tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = std::sync::Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&tokio_rustls::rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    config.alpn_protocols = vec![b"h3".to_vec()];
+    let config = quinn::crypto::rustls::QuicServerConfig::try_from(config).unwrap();
+    let config = quinn::ServerConfig::with_crypto(std::sync::Arc::new(config));
+    let listener = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint: Endpoint = format!("quic://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let accepting = async { listener.accept().await.unwrap().await.is_err() };
+    let endpoint = endpoint.with_pin(Some(pin));
+    let (result, refused) = tokio::join!(connect(&endpoint, ClientTls::default()), accepting);
+    assert_eq!(told(result, "check the host"), TlsError::NotTollway);
+    assert!(refused);
+}
 
-    let plain = Server::bind(&"tcp://127.0.0.1:0".parse().unwrap(), SessionConfig::default()).await.unwrap();
-    let port = plain.endpoint().port();
-    tokio::spawn(plain.run(std::future::pending(), Duration::ZERO));
-    let endpoint: Endpoint = format!("tls://127.0.0.1:{port}").parse().unwrap();
-    let result = connect(&endpoint.with_pin(Some(Fingerprint([1; 32]))), ClientTls::default()).await;
-    assert_eq!(told(result, "such as tcp://"), TlsError::NotTls);
+/// Who listens, who dials there, and what the dialling side is told to do.
+#[tokio::test]
+async fn whoever_takes_the_wrong_scheme_is_told_so() {
+    const SAME: &str = "use the same scheme on both sides, such as";
+    for (listens, dials, remedies) in [
+        ("tls", "tcp", [SAME, "tls://"]),
+        ("tcp", "tls", [SAME, "tcp://"]),
+        ("wss", "tcp", [SAME, "tls://"]),
+        ("tls", "ws", [SAME, "wss://"]),
+        ("wss", "ws", [SAME, "wss://"]),
+        ("ws", "wss", [SAME, "tcp://"]),
+        ("tls", "wss", ["check the host", "port"]),
+        ("wss", "tls", ["check the host", "port"]),
+        ("quic", "tcp", ["cannot reach", "refused"]),
+        ("tcp", "quic", ["nobody answers over UDP", "check host and port"]),
+    ] {
+        let mut options = ListenOptions::default();
+        options.tls = Some(ServerTls::new(Identity::self_signed(&["localhost"]).unwrap()));
+        let place = format!("{listens}://127.0.0.1:0").parse().unwrap();
+        let listener = AnyListener::bind(&place, &options).await.unwrap();
+        let endpoint = listener.endpoints().next().unwrap().clone();
+        let server = Server::with_listener(listener, endpoint.clone(), SessionConfig::default());
+        tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
+        let wrong: Endpoint = format!("{dials}://127.0.0.1:{}", endpoint.port()).parse().unwrap();
+        let pin = endpoint.pin().or(Some(Fingerprint([1; 32])));
+        let mut config = SessionConfig::default();
+        // UDP that nobody listens for is silent, and takes all of it.
+        config.protocol.handshake_timeout = Duration::from_secs(if dials == "quic" { 1 } else { 30 });
+        let connected = connect_with(&wrong.with_pin(pin), config, &ConnectOptions::default()).await;
+        let error = connected.expect_err("there is a session").to_string();
+        println!("{dials}:// to {listens}://: {error}");
+        assert!(remedies.iter().all(|remedy| error.contains(remedy)), "{dials}:// to {listens}://: {error}");
+    }
 }
 
 /// `[conduit.ws.subprotocol]`

@@ -172,7 +172,10 @@ pub(super) fn told(error: Error) -> io::Error {
             io::Error::new(io::ErrorKind::InvalidData, text)
         }
         Error::Protocol(error @ (ProtocolError::SecWebSocketSubProtocolError(_) | ProtocolError::HttparseError(_))) => {
-            let text = format!("the peer does not speak Tollway over WebSocket ({error}): check the URL");
+            let text = format!(
+                "the peer does not speak Tollway over WebSocket ({error}): use the same scheme on both sides, such as \
+                 wss:// if it listens with TLS, and check host and port"
+            );
             io::Error::new(io::ErrorKind::InvalidData, text)
         }
         other => io::Error::new(io::ErrorKind::InvalidData, other),
