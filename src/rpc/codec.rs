@@ -4,7 +4,7 @@
 //! themselves travel in the frame's header. While a value is encoded or decoded, a thread-local holds the list of its
 //! slots, which is the only way to get anything through serde's traits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -56,59 +56,70 @@ impl Drop for OutboundSlots {
 }
 
 thread_local! {
-    static ENCODING: RefCell<Encoding> = const { RefCell::new(Encoding { within: None, slots: Vec::new() }) };
+    /// The value that is being encoded on this thread. Apart from the slots, and `Copy`, so that a value without streams
+    /// costs a load and a store.
+    static ENCODING: Cell<Encoding> = const { Cell::new(Encoding { within: None, end: 0 }) };
+    /// The slots of the values that are being encoded, those of an inner value behind those of the values around it.
+    static SLOTS: RefCell<Vec<OutboundSlot>> = const { RefCell::new(Vec::new()) };
     static DECODING: RefCell<Option<Vec<Option<InboundStream>>>> = const { RefCell::new(None) };
 }
 
-/// The slots of the values that are being encoded on this thread.
+#[derive(Clone, Copy)]
 struct Encoding {
-    /// Where the slots of the innermost value begin, behind those of the values around it; `None` outside of a value.
+    /// Where the slots of the innermost value begin; `None` outside of a value.
     within: Option<usize>,
-    slots: Vec<OutboundSlot>,
+    /// How many slots there are.
+    end: usize,
 }
 
 /// The encoding of one value. Dropped early, by an error or a panic, its streams fail.
 struct EncodeScope {
-    begin: usize,
-    outer: Option<usize>,
+    outer: Encoding,
 }
 
 impl EncodeScope {
+    #[inline]
     fn enter() -> Self {
-        ENCODING.with_borrow_mut(|encoding| {
-            let begin = encoding.slots.len();
-            EncodeScope { begin, outer: encoding.within.replace(begin) }
-        })
+        let outer = ENCODING.get();
+        ENCODING.set(Encoding { within: Some(outer.end), ..outer });
+        EncodeScope { outer }
     }
 
-    /// The value's slots. The scope has ended.
-    fn take(&mut self) -> OutboundSlots {
-        ENCODING.with_borrow_mut(|encoding| {
-            encoding.within = self.outer;
-            match encoding.slots.len() > self.begin {
-                true => OutboundSlots(encoding.slots.split_off(self.begin)),
-                false => OutboundSlots::default(),
-            }
-        })
+    /// The value's slots.
+    #[inline]
+    fn finish(self) -> OutboundSlots {
+        let slots = self.leave();
+        // There is nothing left for the drop to do, and nothing in the scope that needs one.
+        std::mem::forget(self);
+        slots
+    }
+
+    #[inline]
+    fn leave(&self) -> OutboundSlots {
+        let Encoding { end, .. } = ENCODING.replace(self.outer);
+        match end > self.outer.end {
+            true => OutboundSlots(SLOTS.with_borrow_mut(|slots| slots.split_off(self.outer.end))),
+            false => OutboundSlots::default(),
+        }
     }
 }
 
 impl Drop for EncodeScope {
     fn drop(&mut self) {
         // Outside of the borrow: the drop of a stream wakes who waits for it.
-        drop(self.take());
+        drop(self.leave());
     }
 }
 
 /// Called by the `Serialize` of a half of a stream: the number of its slot, or why it cannot travel.
 pub(super) fn enter_slot(core: &Arc<StreamCore>, flow: Flow) -> Result<u32, &'static str> {
-    ENCODING.with_borrow_mut(|encoding| {
-        let begin = encoding.within.ok_or("a stream travels only in a call, a result or an item")?;
-        core.give_away(flow)?;
-        let index = u32::try_from(encoding.slots.len() - begin).map_err(|_| "too many streams in one value")?;
-        encoding.slots.push(OutboundSlot { core: core.clone(), flow });
-        Ok(index)
-    })
+    let encoding = ENCODING.get();
+    let begin = encoding.within.ok_or("a stream travels only in a call, a result or an item")?;
+    let index = u32::try_from(encoding.end - begin).map_err(|_| "too many streams in one value")?;
+    core.give_away(flow)?;
+    SLOTS.with_borrow_mut(|slots| slots.push(OutboundSlot { core: core.clone(), flow }));
+    ENCODING.set(Encoding { end: encoding.end + 1, ..encoding });
+    Ok(index)
 }
 
 /// Called by the `Deserialize` of a half of a stream: the stream of that slot.
@@ -151,13 +162,19 @@ struct Append<'a>(&'a mut Vec<u8>);
 impl Flavor for Append<'_> {
     type Output = ();
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         self.0.push(byte);
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
+        // The varint of a small number, as nearly all are, is no call of memcpy.
+        match bytes {
+            [byte] => self.0.push(*byte),
+            _ => self.0.extend_from_slice(bytes),
+        }
         Ok(())
     }
 
@@ -167,16 +184,22 @@ impl Flavor for Append<'_> {
 }
 
 /// Appends the value's encoding. On an error the vector is as it was.
+#[inline]
 pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, into: &mut Vec<u8>) -> Result<OutboundSlots, EncodeError> {
     let before = into.len();
-    let mut scope = EncodeScope::enter();
+    let scope = EncodeScope::enter();
     match postcard::serialize_with_flavor(value, Append(into)) {
-        Ok(()) => Ok(scope.take()),
+        Ok(()) => Ok(scope.finish()),
         Err(error) => {
             into.truncate(before);
-            Err(EncodeError(error.to_string()))
+            Err(unencodable(error))
         }
     }
+}
+
+#[cold]
+fn unencodable(error: postcard::Error) -> EncodeError {
+    EncodeError(error.to_string())
 }
 
 thread_local! {
@@ -210,11 +233,27 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(
 ) -> Result<T, DecodeError> {
     // Nearly no value has streams in it, and of those that have none nothing need be known.
     let scope = (!slots.is_empty()).then(|| Restore::enter(&DECODING, Some(slots.into_iter().map(Some).collect())));
-    let decoded = postcard::take_from_bytes::<T>(payload).map_err(|error| DecodeError(error.to_string()));
+    let decoded = decode_plain(payload);
     drop(scope.map(Restore::leave));
-    let (value, rest) = decoded?;
-    if !rest.is_empty() {
-        return Err(DecodeError(format!("{} bytes are left over", rest.len())));
+    decoded
+}
+
+/// Decodes all of a payload that came without streams.
+#[inline]
+pub(super) fn decode_plain<'de, T: Deserialize<'de>>(payload: &'de [u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes::<T>(payload) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(left_over(rest.len())),
+        Err(error) => Err(malformed(error)),
     }
-    Ok(value)
+}
+
+#[cold]
+fn malformed(error: postcard::Error) -> DecodeError {
+    DecodeError(error.to_string())
+}
+
+#[cold]
+fn left_over(bytes: usize) -> DecodeError {
+    DecodeError(format!("{bytes} bytes are left over"))
 }

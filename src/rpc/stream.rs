@@ -6,7 +6,6 @@
 //!
 //! Lock order: session, then stream. A stream's lock is dropped before the session's is taken.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use tollway_protocol::error::code;
 use tollway_protocol::message::Flow;
-use tollway_protocol::stream::{Ending, Grant, ItemRun, LARGE_ITEM, SendStream, StreamKey};
+use tollway_protocol::stream::{Ending, Grant, ItemRun, LARGE_ITEM, MAX_PREFIX, SendStream, StreamKey, frame_in_place};
 
 use super::codec::{self, OutboundSlots};
 use super::stream_core::{InboundStream, OUTBOX_BYTES, Side, StreamCore};
@@ -105,6 +104,8 @@ pub struct Tx<T> {
     /// The outbox was full after the last item.
     pub(super) full: bool,
     until_budget: u32,
+    /// Where items are encoded before a lock is taken: a `Serialize` may panic, be slow, or use another stream.
+    scratch: Vec<u8>,
     /// `fn(T)`: a `Tx` takes values and holds none.
     items: PhantomData<fn(T)>,
 }
@@ -115,17 +116,9 @@ impl<T> fmt::Debug for Tx<T> {
     }
 }
 
-thread_local! {
-    /// Where items are encoded before a lock is taken: a `Serialize` may panic, be slow, or use another stream.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Room in front of an item in the scratch buffer for its length: a varint of a `u32`.
-const PREFIX_ROOM: usize = 5;
-
 impl<T> Tx<T> {
     fn new(core: Arc<StreamCore>) -> Self {
-        Tx { core, full: false, until_budget: ITEMS_PER_BUDGET, items: PhantomData }
+        Tx { core, full: false, until_budget: ITEMS_PER_BUDGET, scratch: Vec::new(), items: PhantomData }
     }
 
     /// Says that all items were sent. They are delivered before the receiver sees the end.
@@ -212,35 +205,39 @@ impl<T: Serialize> Tx<T> {
         self.push(&item)
     }
 
+    #[inline]
     pub(super) fn push(&mut self, item: &T) -> Result<(), StreamError> {
-        let mut scratch = SCRATCH.take();
-        scratch.clear();
-        scratch.resize(PREFIX_ROOM, 0);
-        let slots = codec::encode_into(item, &mut scratch)?;
-        let bytes = scratch.len() - PREFIX_ROOM;
-        let result = if slots.is_empty() && bytes < LARGE_ITEM {
-            let result = self.push_with(bytes, |send| send.push(&scratch[PREFIX_ROOM..]));
-            // The next item of this thread finds the buffer again; one that grew large was given away below.
-            SCRATCH.set(scratch);
-            result
-        } else {
-            self.push_large(scratch, slots)
-        };
-        let (bound, ready) = result?;
-        if let (Some((shared, key)), true) = (bound, ready) {
-            shared.stream_ready(key, true, &[]);
+        // What an item left that panicked or failed to encode goes with the one before it.
+        self.scratch.resize(MAX_PREFIX, 0);
+        let slots = codec::encode_into(item, &mut self.scratch)?;
+        self.push_encoded(slots)
+    }
+
+    /// Sends the item in the scratch buffer, behind the room for its length.
+    #[inline]
+    fn push_encoded(&mut self, slots: OutboundSlots) -> Result<(), StreamError> {
+        let bytes = self.scratch.len() - MAX_PREFIX;
+        if !slots.is_empty() || bytes >= LARGE_ITEM {
+            return self.push_large(slots);
+        }
+        let start = frame_in_place(&mut self.scratch);
+        let (full, tell) = push_into(&self.core, bytes, |send| send.push_small(&self.scratch[start..], bytes))?;
+        self.full = full;
+        if let Some(bound) = tell {
+            tell_session(&bound);
         }
         Ok(())
     }
 
-    /// Frames a large item, or one with streams in it, in the buffer in which it was encoded.
-    fn push_large(&mut self, mut scratch: Vec<u8>, slots: OutboundSlots) -> Result<Bound, StreamError> {
-        let bytes = scratch.len() - PREFIX_ROOM;
-        let length = u32::try_from(bytes).map_err(|_| StreamError::ItemTooLarge { bytes, limit: u32::MAX })?;
-        let mut prefix = [0; PREFIX_ROOM];
-        let prefix = postcard::to_slice(&length, &mut prefix).expect("five bytes hold the varint of a u32");
-        let start = PREFIX_ROOM - prefix.len();
-        scratch[start..PREFIX_ROOM].copy_from_slice(prefix);
+    /// Sends a large item, or one with streams in it, in the buffer in which it was encoded.
+    #[cold]
+    fn push_large(&mut self, slots: OutboundSlots) -> Result<(), StreamError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let bytes = scratch.len() - MAX_PREFIX;
+        if u32::try_from(bytes).is_err() {
+            return Err(StreamError::ItemTooLarge { bytes, limit: u32::MAX });
+        }
+        let start = frame_in_place(&mut scratch);
         let framed = Bytes::from(scratch).slice(start..);
         let keys = self.announce(slots)?;
         let pushed = self.push_with(bytes, |send| send.push_framed(framed, keys.clone()));
@@ -264,29 +261,51 @@ impl<T: Serialize> Tx<T> {
         shared.create_item_streams(key, slots).map_err(|_| StreamError::ConnectionEnded)
     }
 
-    /// Adds an item of so many bytes by `push`.
+    /// Adds an item of so many bytes by `push`, and tells the session if it must be told.
+    #[inline]
     pub(super) fn push_with(
         &mut self,
         bytes: usize,
         push: impl FnOnce(&mut SendStream) -> bool,
-    ) -> Result<Bound, StreamError> {
-        let mut state = self.core.state.lock();
-        if let Some(error) = state.sender_error() {
-            return Err(error);
+    ) -> Result<(), StreamError> {
+        let (full, tell) = push_into(&self.core, bytes, push)?;
+        self.full = full;
+        if let Some(bound) = tell {
+            tell_session(&bound);
         }
-        if bytes > state.max_item as usize {
-            return Err(StreamError::ItemTooLarge { bytes, limit: state.max_item });
-        }
-        let Side::Send(send) = &mut state.side else { return Err(StreamError::Finished) };
-        let ready = push(send);
-        self.full = send.buffered() >= OUTBOX_BYTES;
-        let bound = if ready { state.bound.clone() } else { None };
-        Ok((bound, ready))
+        Ok(())
     }
 }
 
-/// The session to tell, and whether it must be told.
-pub(super) type Bound = (Option<(Arc<Shared>, StreamKey)>, bool);
+/// The session of a stream, and the stream's key there.
+type Bound = (Arc<Shared>, StreamKey);
+
+/// Tells the session that the stream has something to send.
+#[cold]
+fn tell_session((shared, key): &Bound) {
+    shared.stream_ready(*key, true, &[]);
+}
+
+/// Puts an item of so many bytes into the outbox. Returns whether that is full now, and the session if it must be told.
+#[inline]
+fn push_into(
+    core: &StreamCore,
+    bytes: usize,
+    push: impl FnOnce(&mut SendStream) -> bool,
+) -> Result<(bool, Option<Bound>), StreamError> {
+    let mut state = core.state.lock();
+    if state.failed.is_some() || state.stopped.is_some() {
+        return Err(state.sender_error().unwrap_or(StreamError::Finished));
+    }
+    if bytes > state.max_item as usize {
+        return Err(StreamError::ItemTooLarge { bytes, limit: state.max_item });
+    }
+    let Side::Send(send) = &mut state.side else { return Err(StreamError::Finished) };
+    let ready = push(send);
+    let full = send.buffered() >= OUTBOX_BYTES;
+    let tell = if ready { state.bound.clone() } else { None };
+    Ok((full, tell))
+}
 
 impl<T> Drop for Tx<T> {
     fn drop(&mut self) {
@@ -387,13 +406,21 @@ impl<T: DeserializeOwned> Rx<T> {
     }
 
     /// The next item of the run that is being read; it needs no lock.
+    #[inline]
     pub(super) fn next_of_run(&mut self) -> Option<Result<T, StreamError>> {
         let slots = &mut self.slots;
-        let decoded = self.run.as_mut()?.read_next(|item| codec::decode(item, std::mem::take(slots)));
-        if decoded.is_none() {
-            self.run = None;
+        let decoded = self.run.as_mut()?.read_next(|item| match slots.is_empty() {
+            true => codec::decode_plain(item),
+            false => codec::decode(item, std::mem::take(slots)),
+        });
+        match decoded {
+            Some(Ok(item)) => Some(Ok(item)),
+            Some(Err(error)) => Some(Err(StreamError::Decode(error))),
+            None => {
+                self.run = None;
+                None
+            }
         }
-        decoded.map(|decoded| decoded.map_err(StreamError::Decode))
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::task::coop;
 use tollway_protocol::error::code;
-use tollway_protocol::stream::Ending;
+use tollway_protocol::stream::{Ending, MAX_PREFIX};
 
 use super::codec::DecodeError;
 use super::stream::{Rx, StreamError, Tx};
@@ -15,9 +15,6 @@ use super::stream_core::Side;
 
 /// Bytes that one item carries at most: a run of them shares its costs, and other streams have their turn in between.
 const CHUNK: usize = 64 * 1024;
-
-/// The longest encoding of the length in front of them.
-const MAX_PREFIX: usize = 5;
 
 /// Slices that are looked at: as many as a vectored write of ours has.
 const MAX_SLICES: usize = 64;
@@ -53,10 +50,7 @@ impl Tx<Bytes> {
             piece
         });
         let pieces = std::iter::once(prefix).chain(cut);
-        let (bound, ready) = self.push_with(prefix.len() + bytes, |send| send.push_pieces(pieces))?;
-        if let (Some((shared, key)), true) = (bound, ready) {
-            shared.stream_ready(key, true, &[]);
-        }
+        self.push_with(prefix.len() + bytes, |send| send.push_pieces(pieces))?;
         charged.made_progress();
         Poll::Ready(Ok(bytes))
     }

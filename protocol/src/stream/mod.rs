@@ -8,7 +8,7 @@ mod run;
 mod send;
 
 pub use receive::{Ending, Grant, RecvStream};
-pub use run::{ItemRun, write_item};
+pub use run::{ItemRun, MAX_PREFIX, frame_in_place, write_item};
 pub(crate) use send::split_front;
 pub use send::{LARGE_ITEM, SendStream, Taken, TakenRun};
 

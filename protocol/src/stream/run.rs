@@ -6,7 +6,7 @@ use crate::error::Violation;
 use crate::limits::ITEM_OVERHEAD;
 
 /// Bytes of the longest length prefix: a canonical varint of a `u32`.
-pub(crate) const MAX_PREFIX: usize = 5;
+pub const MAX_PREFIX: usize = 5;
 
 /// The canonical varint of `value`: its bytes and how many of them count.
 const fn varint(mut value: u32) -> ([u8; MAX_PREFIX], usize) {
@@ -71,6 +71,25 @@ fn write_length(buffer: &mut Vec<u8>, bytes: usize) {
         let (prefix, length) = varint(length);
         buffer.extend_from_slice(prefix.get(..length).unwrap_or_default());
     }
+}
+
+/// Frames the item behind the first [`MAX_PREFIX`] bytes of `buffer` where it is: writes its length right before it, and
+/// returns where the framed item begins.
+///
+/// # Panics
+/// When the buffer is shorter than a prefix, or the item has 4 GiB or more; see [`write_item`].
+#[inline]
+pub fn frame_in_place(buffer: &mut [u8]) -> usize {
+    let (room, item) = buffer.split_at_mut(MAX_PREFIX);
+    let length = u32::try_from(item.len()).expect("items are bounded by a u32");
+    if let ([.., last], 0..=0x7f) = (&mut *room, length) {
+        *last = length as u8;
+        return MAX_PREFIX.saturating_sub(1);
+    }
+    let (prefix, used) = varint(length);
+    let start = MAX_PREFIX.saturating_sub(used);
+    room.iter_mut().skip(start).zip(prefix).for_each(|(byte, of)| *byte = of);
+    start
 }
 
 /// 1..n whole items in the form in which they are framed.
@@ -211,6 +230,17 @@ mod tests {
         assert_eq!(read_varint(&[0x80, 0]), None, "longer than needed");
         assert_eq!(read_varint(&[0xff, 0xff, 0xff, 0xff, 0x10]), None, "above 2^32 - 1");
         assert_eq!(read_varint(&[0xff, 0xff, 0xff, 0xff, 0xff, 0x01]), None, "six bytes");
+    }
+
+    #[test]
+    fn an_item_that_is_framed_in_place_is_as_one_that_is_written() {
+        for length in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, 0x1f_ffff, 0x20_0000] {
+            let mut place = vec![9; MAX_PREFIX + length];
+            let start = frame_in_place(&mut place);
+            let mut written = Vec::new();
+            write_item(&mut written, &vec![9; length]);
+            assert_eq!(place[start..], written, "{length} bytes");
+        }
     }
 
     #[test]

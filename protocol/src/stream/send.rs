@@ -132,6 +132,19 @@ impl SendStream {
         self.count(item.len())
     }
 
+    /// Adds an item that is framed already (its length in front) and has less than [`LARGE_ITEM`] bytes: `bytes` without
+    /// its length. It is copied.
+    #[inline]
+    #[must_use]
+    pub fn push_small(&mut self, framed: &[u8], bytes: usize) -> bool {
+        debug_assert!(bytes < LARGE_ITEM && framed.len() > bytes, "a framed item");
+        if self.finish != Finish::Open {
+            return false;
+        }
+        self.room_in_run().bytes.extend_from_slice(framed);
+        self.count(bytes)
+    }
+
     /// Adds an item that lies in pieces, as [`push`](Self::push) does: it is copied once, into its frame.
     #[must_use]
     pub fn push_pieces<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
@@ -185,10 +198,12 @@ impl SendStream {
         self.schedule()
     }
 
+    #[inline]
     fn schedule(&mut self) -> bool {
         !self.scheduled && self.is_ready() && !core::mem::replace(&mut self.scheduled, true)
     }
 
+    #[inline(never)]
     fn close_run(&mut self) {
         let open = &mut self.open_run;
         if open.items == 0 {
@@ -207,6 +222,7 @@ impl SendStream {
     }
 
     /// Whether [`take`](Self::take) would find something else than [`Taken::Empty`] or [`Taken::NoCredit`].
+    #[inline]
     pub fn is_ready(&self) -> bool {
         match self.finish {
             Finish::Finished => false,
@@ -366,6 +382,7 @@ pub(crate) fn split_front(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::{MAX_PREFIX, frame_in_place};
     use proptest::prelude::*;
 
     fn lengths(taken: Taken) -> Vec<usize> {
@@ -461,7 +478,12 @@ mod tests {
         ) {
             let mut stream = SendStream::new(0);
             for (index, &length) in items.iter().enumerate() {
-                _ = stream.push(&vec![index as u8; length]);
+                let mut item = vec![index as u8; MAX_PREFIX + length];
+                let start = frame_in_place(&mut item);
+                _ = match index % 2 {
+                    0 => stream.push_small(&item[start..], length),
+                    _ => stream.push(&item[MAX_PREFIX..]),
+                };
             }
             _ = stream.finish();
             let (mut limit, mut sent, mut received) = (0u64, 0u64, Vec::new());
