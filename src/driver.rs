@@ -28,7 +28,7 @@ use crate::admission::Admission;
 use crate::auth::{Prover, answer_challenge};
 use crate::conduit::{ConduitError, FrameReader, FrameWriter, Received};
 use crate::handler::{Handler, Refused, ServedBody, start_and_poll};
-use crate::rpc::{Aftermath, IncomingCall, Reply, RunAs, ServiceEntry, Services};
+use crate::rpc::{Aftermath, IncomingCall, MethodGuard, MethodId, Reply, RunAs, ServiceEntry, Services};
 use crate::settle::{PendingCall, Work, settle};
 use crate::shared::{LentStreams, Shared, State};
 
@@ -68,6 +68,8 @@ pub(crate) struct Driver<R, W> {
     work: Work,
     calls: Vec<PendingCall>,
     answered: Answered,
+    /// Most calls are of the method of the call before.
+    last: Option<LastMethod>,
     sleep: Pin<Box<Sleep>>,
     sleep_until: Option<Time>,
     /// The conduit has not ended or failed.
@@ -149,6 +151,21 @@ impl Spawn {
         match self {
             Spawn::Fresh(handler, ..) | Spawn::Polled(handler) => handler,
         }
+    }
+}
+
+/// A method with what is known of it.
+struct LastMethod {
+    entry: Arc<ServiceEntry>,
+    method: MethodId,
+    guard: Arc<MethodGuard>,
+}
+
+impl LastMethod {
+    /// That of `last` if it is the one, without a lock and a look at the service's methods.
+    fn of<'a>(last: &'a mut Option<Self>, entry: &Arc<ServiceEntry>, method: MethodId) -> &'a Self {
+        let known = last.take().filter(|last| last.method == method && Arc::ptr_eq(&last.entry, entry));
+        last.insert(known.unwrap_or_else(|| LastMethod { entry: entry.clone(), method, guard: entry.guard(method) }))
     }
 }
 
@@ -251,6 +268,7 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             work: Work::default(),
             calls: Vec::new(),
             answered: Answered::default(),
+            last: None,
             sleep: Box::pin(tokio::time::sleep(Duration::from_secs(3600))),
             sleep_until: None,
             reading: true,
@@ -354,15 +372,15 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
 
     fn run_handler(&mut self, pending: PendingCall, clock: &mut Instant, cx: &mut Context<'_>) {
         let PendingCall { call, incoming, cancelled } = pending;
-        let Some(entry) = incoming.context.cell.service.clone() else { return };
-        let guard = entry.guard(incoming.method());
+        let Some(entry) = incoming.context.cell.service.as_ref() else { return };
+        let LastMethod { entry, guard, .. } = LastMethod::of(&mut self.last, entry, incoming.method());
         let run_as = match entry.inline_within.is_some() && !cancelled {
             true => guard.decide(),
             false => RunAs::Spawned,
         };
         let body = ServedBody { call, connection: incoming.context.connection, bytes: incoming.payload.len() };
         if run_as == RunAs::Inline {
-            let polled = start_and_poll(&entry, incoming, cx);
+            let polled = start_and_poll(entry, incoming, cx);
             let began = std::mem::replace(clock, Instant::now());
             guard.report(polled.is_ok() && entry.is_short(clock.duration_since(began)));
             match polled {
@@ -375,13 +393,13 @@ impl<R: FrameReader + Unpin, W: FrameWriter + Unpin> Driver<R, W> {
             return;
         }
         let mut handler = Handler::new(self.shared.clone(), body);
-        handler.probe = (run_as == RunAs::Probe).then_some(guard);
+        handler.probe = (run_as == RunAs::Probe).then(|| guard.clone());
         if cancelled {
             handler.cancel_flag().raise();
         }
         // A small payload must not pin the block that it was read into for as long as its handler runs.
         let incoming = IncomingCall { payload: Bytes::copy_from_slice(&incoming.payload), ..incoming };
-        self.answered.started.push(Spawn::Fresh(handler, entry, incoming));
+        self.answered.started.push(Spawn::Fresh(handler, entry.clone(), incoming));
     }
 
     /// Writes what waits in the conduit's buffer.

@@ -24,8 +24,8 @@ use crate::observe::Happened;
 use crate::payment::{OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
-    Aftermath, Answer, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore, StreamError,
-    accept_metadata,
+    Aftermath, Answer, AnswerBytes, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore,
+    StreamError, accept_metadata,
 };
 use crate::shared::{ConnectionCell, OpenAnswer, Shared, State};
 
@@ -224,17 +224,16 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
         Event::CallAnswered(answer) => {
             let connection = answer.connection;
             let streams = enter_streams(shared, state, connection, &answer.slots);
-            let payload = detach(answer.payload);
-            let bytes = payload.len();
-            let IncomingResponse { call, status, metadata, charged, .. } = answer;
+            let IncomingResponse { call, status, metadata, charged, payload, .. } = answer;
             match waiting_slot(state, call) {
                 Some(slot) => {
+                    let payload = AnswerBytes::new(payload);
                     let answer = Answer { status, metadata, charged, payload, streams };
                     work.after.wake(slot.settle(Outcome::Answered(answer)));
                 }
                 None => {
                     // The caller was dropped: its streams are ended by their drop.
-                    state.machine.consume_body(connection, bytes);
+                    state.machine.consume_body(connection, payload.len());
                     work.after.discard(streams);
                 }
             }
@@ -466,10 +465,4 @@ fn enter_streams(
         InboundStream::new(core, slot.stream, slot.flow)
     };
     slots.iter().map(&mut enter).collect()
-}
-
-/// A small payload is copied out of the block that it was read into.
-fn detach(payload: Bytes) -> Bytes {
-    const DETACH_BELOW: usize = 16 * 1024;
-    if payload.len() < DETACH_BELOW { Bytes::copy_from_slice(&payload) } else { payload }
 }

@@ -1,6 +1,7 @@
 //! Ids of connections, calls and streams: parity-allocated, increasing by exactly 2, never used twice.
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,31 +86,34 @@ impl ConnectionId {
 /// [`expect`](Self::expect). Ids rise by exactly 2, so that a gap or a repetition is seen at once. `[session.id.next]`
 #[derive(Debug, Clone, Copy)]
 pub struct IdSequence {
-    /// `None` once the space is used up.
-    next: Option<u64>,
+    /// `None` once the space is used up. Never zero, which is no id but the root's, so that a sequence is one word.
+    next: Option<NonZeroU64>,
 }
 
 impl IdSequence {
     /// The half of `parity`, unused.
     pub const fn new(parity: Parity) -> Self {
-        IdSequence { next: Some(parity.first()) }
+        IdSequence { next: NonZeroU64::new(parity.first()) }
     }
 
     /// The half of `parity` with `next` as its next id; for tests near the end of the space.
     #[cfg(test)]
     pub(crate) const fn starting_at(next: u64) -> Self {
-        IdSequence { next: Some(next) }
+        IdSequence { next: NonZeroU64::new(next) }
     }
 
     /// The id that comes next, or `None` if the space is used up.
     pub const fn next(&self) -> Option<u64> {
-        self.next
+        match self.next {
+            Some(next) => Some(next.get()),
+            None => None,
+        }
     }
 
     /// How many ids were used.
     pub const fn used(&self) -> u64 {
         match self.next {
-            Some(next) => next.saturating_sub(1) >> 1,
+            Some(next) => next.get().saturating_sub(1) >> 1,
             None => u64::MAX >> 1,
         }
     }
@@ -117,7 +121,7 @@ impl IdSequence {
     /// How many ids are left.
     pub const fn left(&self) -> u64 {
         match self.next {
-            Some(next) => (u64::MAX.saturating_sub(next) >> 1).saturating_add(1),
+            Some(next) => (u64::MAX.saturating_sub(next.get()) >> 1).saturating_add(1),
             None => 0,
         }
     }
@@ -126,22 +130,24 @@ impl IdSequence {
     pub fn take(&mut self) -> Option<u64> {
         let id = self.next?;
         self.next = id.checked_add(2);
-        Some(id)
+        Some(id.get())
     }
 
     /// Uses `id` if it is the next one; else changes nothing and returns `false`.
     #[must_use]
     pub fn expect(&mut self, id: u64) -> bool {
-        if self.next != Some(id) {
-            return false;
+        match self.next {
+            Some(next) if next.get() == id => {
+                self.next = next.checked_add(2);
+                true
+            }
+            _ => false,
         }
-        self.next = id.checked_add(2);
-        true
     }
 
     /// Whether `id`, which is of this parity, was used before.
     pub fn was_used(&self, id: u64) -> bool {
-        id != 0 && self.next.is_none_or(|next| id < next)
+        id != 0 && self.next.is_none_or(|next| id < next.get())
     }
 }
 

@@ -17,6 +17,7 @@
 
 pub mod error;
 pub mod frame;
+mod head;
 pub mod id;
 pub mod limits;
 pub mod login;

@@ -21,11 +21,16 @@ use super::{
     Transmit,
 };
 
+/// Room in a read block beyond a power of two, for the heads of bodies and items that are a power of two themselves, as
+/// many are. Without it the end of a block would cut the last of them by a few bytes, and what had come of it would have to
+/// be moved to the next block: for bodies of 64 KiB that is each of them.
+const HEADS: usize = 4 * 1024;
+
 /// Bytes of a read block: large enough that a system call is shared by hundreds of small frames.
-const BLOCK: usize = 64 * 1024;
+const BLOCK: usize = 64 * 1024 + HEADS;
 
 /// Bytes of a read block while reads fill it: a bulk transfer has fewer calls, and fewer frames cut by a block's end.
-const LARGE_BLOCK: usize = 256 * 1024;
+const LARGE_BLOCK: usize = 256 * 1024 + HEADS;
 
 /// Large blocks that are kept while frames in them are unread, to be filled again when those are gone: a fresh block
 /// costs a page fault for each 4 KiB, which is more than copying them. So many hold a stream's whole default window.
@@ -36,7 +41,7 @@ const SPARE_BLOCKS: usize = 5;
 const MIN_SPARE: usize = 4 * 1024;
 
 /// Bytes read in one poll, so that a fast peer leaves the driver time for its other work.
-const READ_BUDGET: usize = 256 * 1024;
+const READ_BUDGET: usize = LARGE_BLOCK;
 
 /// Frames delivered by one poll, for the same reason, and to bound the list that holds them.
 const FRAMES_PER_POLL: usize = 1024;
@@ -408,9 +413,7 @@ impl<W: AsyncWrite + Unpin + Send + 'static> FrameWriter for FramedWriter<W> {
             self.out.copy(&PREFACE);
             self.preface_due = false;
         }
-        self.out.copy(&length.to_le_bytes());
-        self.out.copy(&frame.head);
-        self.out.push(frame.payload);
+        self.out.push_frame(length, &frame.head, frame.payload);
     }
 
     fn buffered(&self) -> usize {

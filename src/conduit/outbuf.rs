@@ -47,8 +47,31 @@ impl OutBuf {
         self.len
     }
 
+    /// Appends a frame: copies of its length and head, and its payload as by [`push`](Self::push).
+    pub(super) fn push_frame(&mut self, length: u32, head: &[u8], payload: Bytes) {
+        self.compact();
+        let length = length.to_le_bytes();
+        let copied = if payload.len() < COPY_BELOW { &payload[..] } else { &[] };
+        let small = length.len() + head.len() + copied.len();
+        self.copied.reserve(small);
+        self.copied.extend_from_slice(&length);
+        self.copied.extend_from_slice(head);
+        self.copied.extend_from_slice(copied);
+        self.len += small;
+        if payload.len() >= COPY_BELOW {
+            self.push(payload);
+        }
+    }
+
     /// Appends a copy of `bytes`.
     pub(super) fn copy(&mut self, bytes: &[u8]) {
+        self.compact();
+        self.copied.extend_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    #[inline]
+    fn compact(&mut self) {
         // A peer that reads slowly but steadily never lets the buffer run empty: without this, what was written would
         // pile up at its front. Moving at most as much as was written makes each byte move once on average.
         if self.start >= COMPACT && self.start >= self.copied.len() / 2 {
@@ -56,8 +79,6 @@ impl OutBuf {
             self.removed += self.start as u64;
             self.start = 0;
         }
-        self.copied.extend_from_slice(bytes);
-        self.len += bytes.len();
     }
 
     /// Appends `bytes`, without copying them if they are large.
@@ -198,7 +219,15 @@ mod tests {
             for (index, (size, write)) in steps.into_iter().enumerate() {
                 let piece: Vec<u8> = (0..size).map(|byte| (byte + index) as u8).collect();
                 sent.extend_from_slice(&piece);
-                out.push(Bytes::from(piece));
+                match index % 2 {
+                    0 => out.push(Bytes::from(piece)),
+                    _ => {
+                        let head = [index as u8; 9];
+                        sent.truncate(sent.len() - size);
+                        sent.extend_from_slice(&[(size as u32).to_le_bytes().as_slice(), &head, &piece].concat());
+                        out.push_frame(size as u32, &head, Bytes::from(piece));
+                    }
+                }
                 let next = visible(&out);
                 let step = write.min(next.len());
                 written.extend_from_slice(&next[..step]);

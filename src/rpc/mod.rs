@@ -38,7 +38,7 @@ pub use stream::{Rx, StreamError, Tx, stream};
 
 pub(crate) use call::{CallFuture, CallSlot, Outcome, To};
 pub(crate) use codec::OutboundSlots;
-pub(crate) use outgoing::{Named, accept_metadata, check_schema};
+pub(crate) use outgoing::{AnswerBytes, Named, accept_metadata, check_schema};
 pub(crate) use scope::{Scope, enter_deadline};
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
 pub(crate) use stream_core::{Aftermath, InboundStream, StreamCore};

@@ -1,11 +1,13 @@
 //! A call on its way out and its answer, as middleware sees them: encoded; and whom calls are made to.
 
 use std::fmt;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
@@ -227,8 +229,38 @@ pub struct Answer {
     pub(crate) status: Status,
     pub(crate) metadata: Metadata,
     pub(crate) charged: Amount,
-    pub(crate) payload: Bytes,
+    pub(crate) payload: AnswerBytes,
     pub(crate) streams: Vec<InboundStream>,
+}
+
+/// Payloads below this many bytes are copied out of the block that they were read into, so that an answer that nobody takes
+/// pins what it holds and not the block.
+const DETACH_BELOW: usize = 16 * 1024;
+
+/// The payload of an answer until its caller decodes it. A short one needs no allocation.
+pub(crate) enum AnswerBytes {
+    Copied(SmallVec<[u8; 96]>),
+    Shared(Bytes),
+}
+
+impl AnswerBytes {
+    pub(crate) fn new(read: Bytes) -> Self {
+        match read.len() < DETACH_BELOW {
+            true => AnswerBytes::Copied(SmallVec::from_slice(&read)),
+            false => AnswerBytes::Shared(read),
+        }
+    }
+}
+
+impl Deref for AnswerBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            AnswerBytes::Copied(bytes) => bytes,
+            AnswerBytes::Shared(bytes) => bytes,
+        }
+    }
 }
 
 impl fmt::Debug for Answer {
@@ -258,7 +290,7 @@ impl Answer {
     }
 
     /// The result or the error as it came, without its streams.
-    pub fn payload(&self) -> &Bytes {
+    pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 

@@ -478,23 +478,24 @@ impl Machine {
         let id = entry.connection;
         let connection = self.connections.get_mut(&id).ok_or(CommandError::NoConnection(id))?;
         let limit = connection.peer_limits.max_streams;
-        let active = connection.active.get_or_insert_default();
+        let (own_ids, stream_window) = (connection.own_streams, connection.limits.stream_window);
+        let active = connection.active();
         let count = u32::try_from(flows.len()).unwrap_or(u32::MAX);
         let total = active.own_streams.saturating_add(count);
         if total > limit {
             return Err(CommandError::AtCapacity { what: "open streams", limit: u64::from(limit) });
         }
         // As for calls: all that were created and not announced are among these.
-        if connection.own_streams.left() < u64::from(total) {
+        if own_ids.left() < u64::from(total) {
             return Err(CommandError::IdsExhausted);
         }
         let received = flows.iter().filter(|&&flow| flow == Flow::FromPeer).count() as u64;
-        if !self.ledger.try_charge(received.saturating_mul(u64::from(connection.limits.stream_window))) {
+        if !self.ledger.try_charge(received.saturating_mul(u64::from(stream_window))) {
             return Err(CommandError::OutOfMemory { limit: self.config.memory.session });
         }
         active.own_streams = total;
         entry.streams = entry.streams.saturating_add(count);
-        let window = connection.limits.stream_window;
+        let window = stream_window;
         let now = self.timers.last_received();
         let create = |&flow: &Flow| {
             let granted = match flow {

@@ -57,17 +57,9 @@ pub(super) struct Connection {
     pub(super) peer_calls: IdSequence,
     pub(super) own_streams: IdSequence,
     pub(super) peer_streams: IdSequence,
-    /// Bodies: bytes sent, and up to where they may be.
-    pub(super) send_window: Window,
-    /// Bodies: bytes received, and up to where they may be.
-    pub(super) recv_window: RecvWindow,
     pub(super) money: Option<Box<Money>>,
-    /// What only a connection in use needs; an idle one is one small table entry.
+    /// What only a connection in use needs: one that was opened and does nothing is one small table entry.
     pub(super) active: Option<Box<Active>>,
-    /// Bytes that this connection may still send in its turn; below zero after a large frame.
-    pub(super) deficit: i64,
-    /// The outbox's round that `deficit` belongs to.
-    pub(super) round: u64,
     pub(super) in_ring: bool,
     /// Its frames are handed on, not understood.
     pub(super) relayed: bool,
@@ -79,9 +71,17 @@ pub(super) struct Connection {
     pub(super) late: u64,
 }
 
-/// Calls, streams and queues of a connection in use.
-#[derive(Debug, Default)]
+/// Calls, streams, queues and windows of a connection in use.
+#[derive(Debug)]
 pub(super) struct Active {
+    /// Bodies: bytes sent, and up to where they may be.
+    pub(super) send_window: Window,
+    /// Bodies: bytes received, and up to where they may be.
+    pub(super) recv_window: RecvWindow,
+    /// Bytes that this connection may still send in its turn; below zero after a large frame.
+    pub(super) deficit: i64,
+    /// The outbox's round that `deficit` belongs to.
+    pub(super) round: u64,
     /// Our calls that are announced, by id.
     pub(super) calls: FxHashMap<CallId, CallKey>,
     /// The peer's calls, by id.
@@ -102,6 +102,38 @@ pub(super) struct Active {
 }
 
 impl Active {
+    /// That of a connection on which nothing was sent.
+    fn new((send_window, recv_window): (Window, RecvWindow)) -> Self {
+        Active {
+            send_window,
+            recv_window,
+            deficit: 0,
+            round: 0,
+            calls: FxHashMap::default(),
+            served: FxHashMap::default(),
+            streams: FxHashMap::default(),
+            owned: FxHashSet::default(),
+            own_streams: 0,
+            peer_streams: 0,
+            requests: VecDeque::new(),
+            responses: VecDeque::new(),
+            requests_ready: false,
+            responses_ready: false,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// The source whose turn it is. Bodies that are left become ready again when one was taken.
+    pub(super) fn next(&mut self) -> Option<Source> {
+        let source = self.ready.pop_front()?;
+        match source {
+            Source::Requests => self.requests_ready = false,
+            Source::Responses => self.responses_ready = false,
+            Source::Stream(_) | Source::Relayed => {}
+        }
+        Some(source)
+    }
+
     /// Makes requests that wait a source that is ready, once. Returns whether they were not.
     pub(super) fn ready_requests(&mut self) -> bool {
         let becomes = !self.requests.is_empty() && !core::mem::replace(&mut self.requests_ready, true);
@@ -188,14 +220,10 @@ impl Connection {
             peer_calls: IdSequence::new(own.other()),
             own_streams: IdSequence::new(own),
             peer_streams: IdSequence::new(own.other()),
-            send_window: Window { limit: u64::from(peer_limits.window), sent: 0 },
-            recv_window: RecvWindow::new(limits.window),
             limits,
             peer_limits,
             money: None,
             active: None,
-            deficit: 0,
-            round: 0,
             in_ring: false,
             relayed: false,
             relay_ready: false,
@@ -206,13 +234,19 @@ impl Connection {
 
     /// What both sides learn in the end: what they may send.
     pub(super) fn set_limits(&mut self, limits: ConnectionLimits, peer_limits: ConnectionLimits) {
-        self.send_window.limit = u64::from(peer_limits.window);
-        self.recv_window = RecvWindow::new(limits.window);
+        debug_assert!(self.active.is_none(), "nothing is sent before both sides have said what they receive");
         (self.limits, self.peer_limits) = (limits, peer_limits);
     }
 
+    #[inline]
     pub(super) fn active(&mut self) -> &mut Active {
-        self.active.get_or_insert_default()
+        let limits = (&self.peer_limits, &self.limits);
+        self.active.get_or_insert_with(|| first_active(limits))
+    }
+
+    /// The windows of bodies, to and from the peer, before anything was sent.
+    pub(super) fn first_windows(&self) -> (Window, RecvWindow) {
+        first_windows((&self.peer_limits, &self.limits))
     }
 
     /// A frame crossed the end of its call or stream. How many can do so grows with the calls and streams that there
@@ -253,6 +287,15 @@ impl Connection {
         }
         Ok(key)
     }
+}
+
+#[cold]
+fn first_active(limits: (&ConnectionLimits, &ConnectionLimits)) -> Box<Active> {
+    Box::new(Active::new(first_windows(limits)))
+}
+
+fn first_windows((to, from): (&ConnectionLimits, &ConnectionLimits)) -> (Window, RecvWindow) {
+    (Window { limit: u64::from(to.window), sent: 0 }, RecvWindow::new(from.window))
 }
 
 fn late_name(frame: &'static str) -> &'static str {
@@ -410,7 +453,7 @@ mod tests {
 
     #[test]
     fn what_is_ready_is_entered_once_and_what_is_not_never() {
-        let mut active = Active::default();
+        let mut active = first_active((&ConnectionLimits::DEFAULT, &ConnectionLimits::DEFAULT));
         assert!(!active.ready_requests() && !active.ready_responses());
         assert!(active.ready.is_empty());
         let body = || Body {

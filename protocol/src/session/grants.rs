@@ -9,8 +9,9 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection::{RecvWindow, State};
+use super::connection::RecvWindow;
 use super::money::Money;
+use super::receive::open_one;
 use super::{Event, IncomingCall, Machine};
 use crate::error::{Violation, code};
 use crate::id::ConnectionId;
@@ -170,14 +171,14 @@ impl Machine {
     }
 
     fn return_window(&mut self, id: ConnectionId, bytes: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
-            return false;
-        };
-        if !connection.recv_window.consume(bytes) {
+        // Where no body came, none is given back.
+        let active = open_one(&mut self.connections, id).and_then(|connection| connection.active.as_deref_mut());
+        let Some(recv_window) = active.map(|active| &mut active.recv_window) else { return false };
+        if !recv_window.consume(bytes) {
             return false;
         }
         let now = self.timers.last_received();
-        let RecvWindow { window, consumed, pace, .. } = connection.recv_window;
+        let RecvWindow { window, consumed, pace, .. } = *recv_window;
         let took = pace.used_up(now, consumed);
         // Bodies are charged when they come, so a wider window counts nothing by itself.
         let grown = match took.filter(|_| !self.is_payer(id)) {
@@ -185,10 +186,11 @@ impl Machine {
             None => None,
         };
         let Some(connection) = self.connections.get_mut(&id) else { return false };
-        connection.recv_window.window = window.saturating_add(grown.unwrap_or(0));
-        let due = connection.recv_window.raise();
+        let recv_window = &mut connection.active().recv_window;
+        recv_window.window = window.saturating_add(grown.unwrap_or(0));
+        let due = recv_window.raise();
         if took.is_some() {
-            connection.recv_window.pace = Pace::new(connection.recv_window.limit, now);
+            recv_window.pace = Pace::new(recv_window.limit, now);
         }
         if due {
             self.outbox.windows.push_back(id);

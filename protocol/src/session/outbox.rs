@@ -122,8 +122,9 @@ impl Outbox {
         }
         // When nobody waits, nobody owes anybody a turn.
         self.round = self.round.wrapping_add(u64::from(self.ring.is_empty()));
-        if core::mem::replace(&mut connection.round, self.round) != self.round {
-            connection.deficit = 0;
+        let active = connection.active();
+        if core::mem::replace(&mut active.round, self.round) != self.round {
+            active.deficit = 0;
         }
         self.ring.push_back(id);
     }

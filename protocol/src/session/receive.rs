@@ -1,6 +1,7 @@
 //! Frames in: dispatch, and all that concerns sessions, connections and streams. Calls are in `receive_call`.
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use super::connection::{Connection, Seen, State, StreamEntry};
 use super::grants::Granted;
@@ -8,6 +9,7 @@ use super::money::Money;
 use super::{CallKey, Event, InboundSlot, LaneMode, Machine, Phase};
 use crate::error::{ConnectionEnd, Reason, SessionEnd, Violation, code};
 use crate::frame::{HANDSHAKE_MAX_FRAME, Lane};
+use crate::head::{decode_request, decode_response};
 use crate::id::{ConnectionId, StreamId};
 use crate::limits::MAX_SLOTS;
 use crate::message::{
@@ -63,8 +65,8 @@ impl Machine {
         }
         match kind {
             Items::KIND => self.receive_items(lane, decode_header(frame)?, frame.split_off(0)),
-            Request::KIND => self.receive_request(lane, decode_header(frame)?, frame.split_off(0)),
-            Response::KIND => self.receive_response(lane, decode_header(frame)?, frame.split_off(0)),
+            Request::KIND => self.receive_request(lane, decode_request(frame)?, frame.split_off(0)),
+            Response::KIND => self.receive_response(lane, decode_response(frame)?, frame.split_off(0)),
             Credit::KIND => self.receive_credit(lane, &decode_header(frame)?),
             Window::KIND => self.receive_window(lane, &decode_header(frame)?),
             End::KIND => {
@@ -172,15 +174,29 @@ impl Machine {
         id: ConnectionId,
         frame: &'static str,
     ) -> Result<Option<&mut Connection>, Violation> {
+        if open_one(&mut self.connections, id).is_none() {
+            return self.drop_for_closed(lane, id, frame).map(|()| None);
+        }
         self.check_lane(lane, id)?;
-        let state = self.connections.get(&id).map(|connection| connection.state);
-        match state {
-            Some(State::Open) => Ok(self.connections.get_mut(&id).map(Box::as_mut)),
-            Some(State::Closing) => self.drop_late().map(|()| None),
+        Ok(self.connections.get_mut(&id).map(Box::as_mut))
+    }
+
+    /// A frame came for a connection that is not open: it crossed a Close, or breaks a rule.
+    #[cold]
+    pub(super) fn drop_for_closed(
+        &mut self,
+        lane: Lane,
+        id: ConnectionId,
+        frame: &'static str,
+    ) -> Result<(), Violation> {
+        self.check_lane(lane, id)?;
+        match self.connections.get(&id).map(|connection| connection.state) {
+            Some(State::Closing) => self.drop_late(),
             // After Open only Close may be sent until the answer. [session.open.silence]
             Some(State::Requested) => Err(Violation::Unexpected { frame, state: "the open is not answered" }),
             Some(State::Opening) => Err(Violation::Unexpected { frame, state: "it has not accepted the open" }),
-            None => self.check_known(id, frame).and_then(|()| self.drop_late()).map(|()| None),
+            None => self.check_known(id, frame).and_then(|()| self.drop_late()),
+            Some(State::Open) => Ok(()),
         }
     }
 
@@ -425,12 +441,13 @@ impl Machine {
     fn receive_window(&mut self, lane: Lane, window: &Window) -> Result<(), Violation> {
         let id = window.connection;
         let Some(connection) = self.live(lane, id, Window::NAME)? else { return Ok(()) };
-        let from = connection.send_window.limit;
+        let send_window = &mut connection.active().send_window;
+        let from = send_window.limit;
         // [call.window.monotonic]
         if window.limit <= from {
             return Err(Violation::CreditWentBack { what: "body window", from, to: window.limit });
         }
-        connection.send_window.limit = window.limit;
+        send_window.limit = window.limit;
         self.schedule_bodies(id);
         Ok(())
     }
@@ -527,4 +544,13 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// The connection of this id, if it is open. Not a method: a frame of a call needs the other tables beside it.
+#[inline]
+pub(super) fn open_one(
+    connections: &mut FxHashMap<ConnectionId, Box<Connection>>,
+    id: ConnectionId,
+) -> Option<&mut Connection> {
+    connections.get_mut(&id).map(Box::as_mut).filter(|connection| connection.state == State::Open)
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::connection::{Call, CallState};
 use super::money::Money;
+use super::receive::open_one;
 use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
 use crate::error::Violation;
 use crate::frame::Lane;
@@ -24,18 +25,23 @@ fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
 impl Machine {
     pub(super) fn receive_request(&mut self, lane: Lane, request: Request, payload: Bytes) -> Result<(), Violation> {
         let id = request.connection;
-        let Some(connection) = self.live(lane, id, Request::NAME)? else { return Ok(()) };
-        let limits = connection.limits;
+        self.check_lane(lane, id)?;
+        let Some(connection) = open_one(&mut self.connections, id) else {
+            return self.drop_for_closed(lane, id, Request::NAME);
+        };
+        let limits = &connection.limits;
         // [call.id.next]
         if !connection.peer_calls.expect(request.call.0) {
             return Err(Violation::CallId { id: request.call });
         }
         check_body(&payload, limits.max_body)?;
-        connection.recv_window.receive(payload.len())?;
+        let max_calls = limits.max_calls;
+        let active = connection.active();
+        active.recv_window.receive(payload.len())?;
         request.metadata.check()?;
-        let served = connection.active.as_ref().map_or(0, |active| active.served.len());
-        if served >= limits.max_calls as usize {
-            let (value, limit) = (served.saturating_add(1) as u64, u64::from(limits.max_calls));
+        let served = active.served.len();
+        if served >= max_calls as usize {
+            let (value, limit) = (served.saturating_add(1) as u64, u64::from(max_calls));
             return Err(Violation::AboveLimit { what: "open calls", value, limit });
         }
         let price = match connection.money.as_deref() {
@@ -53,9 +59,7 @@ impl Machine {
             above_call: Amount::ZERO,
             cancelled: false,
         });
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.active().served.insert(request.call, call);
-        }
+        connection.active().served.insert(request.call, call);
         let slots = self.register_slots(call, &request.slots)?;
         let time_left = request.deadline_us.map(Duration::from_micros);
         if let Some(left) = time_left {
@@ -118,11 +122,14 @@ impl Machine {
 
     pub(super) fn receive_response(&mut self, lane: Lane, response: Response, payload: Bytes) -> Result<(), Violation> {
         let id = response.connection;
-        let Some(connection) = self.live(lane, id, Response::NAME)? else { return Ok(()) };
+        self.check_lane(lane, id)?;
+        let Some(connection) = open_one(&mut self.connections, id) else {
+            return self.drop_for_closed(lane, id, Response::NAME);
+        };
         // An answer to a call that has ended is a second one. [call.end.once]
         let key = connection.called(response.call, Response::NAME)?;
         check_body(&payload, connection.limits.max_body)?;
-        connection.recv_window.receive(payload.len())?;
+        connection.active().recv_window.receive(payload.len())?;
         response.metadata.check()?;
         let Some(call) = self.calls.get_mut(key) else { return Ok(()) };
         let CallState::Sent { id: call_id, cancelled } = call.state else {
@@ -173,9 +180,12 @@ impl Machine {
         if let CallState::Sent { id, .. } | CallState::Answered { id, .. } = call.state
             && let Some(connection) = self.connections.get_mut(&call.connection)
         {
-            connection.active().calls.remove(&id);
+            let active = connection.active();
+            active.calls.remove(&id);
             // A place for the next call.
-            self.schedule_requests(call.connection);
+            if active.ready_requests() {
+                self.outbox.enter_ring(call.connection, connection);
+            }
         }
         self.events.push_back(Event::CallEnded { call: key, charged, counted });
     }

@@ -123,7 +123,10 @@ impl Machine {
         let connection = self.connections.get(&id)?;
         let active = connection.active.as_deref();
         let count = |of: fn(&super::connection::Active) -> usize| active.map_or(0, of);
-        let (sent, received) = (&connection.send_window, &connection.recv_window);
+        let (mut sent, mut received) = connection.first_windows();
+        if let Some(active) = active {
+            (sent, received) = (active.send_window, active.recv_window);
+        }
         Some(ConnectionStats {
             id,
             state: match connection.state {

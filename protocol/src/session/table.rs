@@ -128,14 +128,6 @@ impl Machine {
         }
     }
 
-    pub(super) fn schedule_requests(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(&id)
-            && connection.active().ready_requests()
-        {
-            self.outbox.enter_ring(id, connection);
-        }
-    }
-
     pub(super) fn schedule_bodies(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             let active = connection.active();

@@ -1,12 +1,13 @@
 //! Frames out: what is taken for writing, in which order, and what is charged for it.
 
-use super::connection::{CallState, Connection, State};
+use super::connection::{Active, CallState, Connection, State};
 use super::money::Money;
 use super::outbox::{Body, BodyKind, FRAME_TARGET, QUANTUM, Source};
 use super::{CallKey, Event, Machine};
 use rustc_hash::FxHashMap;
 
 use crate::frame::Transmit;
+use crate::head::{encode_request, encode_response};
 use crate::id::{CallId, ConnectionId, StreamId};
 use crate::limits::HEADER_ALLOWANCE;
 use crate::message::{
@@ -120,8 +121,9 @@ impl Machine {
             let Some(connection) = self.connections.get_mut(&id).filter(|live| live.state == State::Open) else {
                 continue;
             };
-            connection.recv_window.announce = false;
-            let limit = connection.recv_window.limit;
+            let recv_window = &mut connection.active().recv_window;
+            recv_window.announce = false;
+            let limit = recv_window.limit;
             return Some(self.frame(id, &Window { connection: id, limit }));
         }
         None
@@ -129,80 +131,65 @@ impl Machine {
 
     /// Takes a frame from the connection at the front of the ring, or moves the ring on.
     fn take_turn(&mut self, now: Time, id: ConnectionId, streams: &mut impl StreamSource) -> Option<Transmit> {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            self.outbox.ring.pop_front();
-            return None;
-        };
-        if connection.held {
-            connection.in_ring = false;
-            self.outbox.ring.pop_front();
-            return None;
-        }
-        if connection.deficit <= 0 {
-            connection.deficit = connection.deficit.saturating_add(QUANTUM);
-            self.outbox.ring.rotate_left(1);
-            return None;
-        }
-        let frame = self.take_from(now, id, streams);
-        let Some(connection) = self.connections.get_mut(&id) else {
-            self.outbox.ring.pop_front();
-            return frame;
-        };
-        match &frame {
-            Some(frame) => {
-                let bytes = frame.head.len().saturating_add(frame.payload.len());
-                connection.deficit = connection.deficit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        loop {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                self.outbox.ring.pop_front();
+                return None;
+            };
+            let mut active = if connection.held { None } else { connection.active.as_deref_mut() };
+            if let Some(active) = &mut active
+                && active.deficit <= 0
+            {
+                active.deficit = active.deficit.saturating_add(QUANTUM);
+                self.outbox.ring.rotate_left(1);
+                return None;
             }
-            None => {
+            let Some(source) = active.and_then(Active::next) else {
                 connection.in_ring = false;
                 self.outbox.ring.pop_front();
-            }
-        }
-        frame
-    }
-
-    fn take_from(&mut self, now: Time, id: ConnectionId, streams: &mut impl StreamSource) -> Option<Transmit> {
-        loop {
-            let active = self.connections.get_mut(&id)?.active.as_deref_mut()?;
-            let source = active.ready.pop_front()?;
+                return None;
+            };
             let frame = match source {
-                Source::Requests => {
-                    active.requests_ready = false;
-                    let frame = self.take_request(now, id);
-                    if frame.is_some() {
-                        self.schedule_requests(id);
-                    }
-                    frame
-                }
-                Source::Responses => {
-                    active.responses_ready = false;
-                    let frame = self.take_response(id);
-                    if frame.is_some() {
-                        self.schedule_bodies(id);
-                    }
-                    frame
-                }
+                Source::Requests => self.take_request(now, id),
+                Source::Responses => self.take_response(id),
                 Source::Stream(key) => self.take_stream(key, streams),
                 Source::Relayed => self.take_relayed(id, streams),
             };
-            if frame.is_some() {
-                return frame;
+            if let Some(frame) = frame {
+                self.charge_turn(id, source, frame.len());
+                return Some(frame);
             }
+        }
+    }
+
+    /// A frame of so many bytes was taken from what `source` had; it may have more.
+    fn charge_turn(&mut self, id: ConnectionId, source: Source, bytes: usize) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            self.outbox.ring.pop_front();
+            return;
+        };
+        // It is in the ring: a source that is ready need not enter it.
+        let active = connection.active();
+        active.deficit = active.deficit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if matches!(source, Source::Requests | Source::Responses) {
+            active.ready_requests();
+        }
+        if source == Source::Responses {
+            active.ready_responses();
         }
     }
 
     /// A body may start while the window is above zero. `[call.window.start]`
-    fn window_is_open(connection: &Connection) -> bool {
-        connection.send_window.sent < connection.send_window.limit
+    fn window_is_open(active: &Active) -> bool {
+        active.send_window.sent < active.send_window.limit
     }
 
     fn take_request(&mut self, now: Time, id: ConnectionId) -> Option<Transmit> {
         loop {
             let connection = self.connections.get_mut(&id)?;
-            let window_is_open = Self::window_is_open(connection);
             let max_calls = connection.peer_limits.max_calls as usize;
             let active = connection.active.as_deref_mut()?;
-            if active.calls.len() >= max_calls || !window_is_open {
+            if active.calls.len() >= max_calls || !Self::window_is_open(active) {
                 return None;
             }
             let body = active.requests.pop_front()?;
@@ -220,7 +207,7 @@ impl Machine {
             };
             call.state = CallState::Sent { id: call_id, cancelled: false };
             active.calls.insert(call_id, body.call);
-            connection.send_window.sent = connection.send_window.sent.saturating_add(body.payload.len() as u64);
+            active.send_window.sent = active.send_window.sent.saturating_add(body.payload.len() as u64);
             let slots = self.announce(id, &body.slots);
             let deadline = deadline.map(|at| u64::try_from(at.since(now).as_micros()).unwrap_or(u64::MAX));
             let request = Request {
@@ -231,7 +218,7 @@ impl Machine {
                 metadata: body.metadata,
                 slots,
             };
-            return Some(Transmit { lane: self.lane(id), head: encode_head(&request), payload: body.payload });
+            return Some(Transmit { lane: self.lane(id), head: encode_request(&request), payload: body.payload });
         }
     }
 
@@ -261,18 +248,20 @@ impl Machine {
 
     fn take_response(&mut self, id: ConnectionId) -> Option<Transmit> {
         loop {
-            let connection = self.connections.get_mut(&id)?;
-            if !Self::window_is_open(connection) {
+            let active = self.connections.get_mut(&id)?.active.as_deref_mut()?;
+            if !Self::window_is_open(active) {
                 return None;
             }
-            let body = connection.active.as_deref_mut()?.responses.pop_front()?;
-            if !self.calls.contains_key(body.call) {
-                continue;
-            }
+            let mut body = active.responses.pop_front()?;
+            let Some(call) = self.calls.get(body.call) else { continue };
             let BodyKind::Response { status } = body.kind else { continue };
-            let Some(body) = self.charge_response(id, body, status) else { continue };
+            if call.price.is_some() {
+                let Some(charged) = self.charge_response(id, body, status) else { continue };
+                body = charged;
+            }
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            connection.send_window.sent = connection.send_window.sent.saturating_add(body.payload.len() as u64);
+            let send_window = &mut connection.active().send_window;
+            send_window.sent = send_window.sent.saturating_add(body.payload.len() as u64);
             let slots = self.announce(id, &body.slots);
             let Some(call) = self.calls.get_mut(body.call) else { continue };
             let CallState::Responding { id: call_id } = call.state else { continue };
@@ -280,7 +269,7 @@ impl Machine {
             let charged = call.meter.charged();
             self.end_served_call(body.call);
             let response = Response { connection: id, call: call_id, status, charged, metadata: body.metadata, slots };
-            return Some(Transmit { lane: self.lane(id), head: encode_head(&response), payload: body.payload });
+            return Some(Transmit { lane: self.lane(id), head: encode_response(&response), payload: body.payload });
         }
     }
 
