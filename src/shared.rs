@@ -3,6 +3,9 @@
 //! Nothing under the lock waits, calls user code or wakes: what is to be woken or dropped is collected in an
 //! [`Aftermath`]. The lock comes before any stream's.
 
+mod cell;
+mod paid;
+
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
@@ -16,11 +19,10 @@ use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::payment::Amount;
 use tollway_protocol::relay::{Relayed, Side};
 use tollway_protocol::session::{
-    CallKey, CallSpec, CommandError, ConnectionStats, Machine, MoneyCount, OpenSpec, PayeeMoney, PayerMoney,
-    ResponseSpec, SessionStats, StreamSource,
+    CallKey, CallSpec, CommandError, ConnectionStats, Machine, OpenSpec, PayerMoney, ResponseSpec, SessionStats,
+    StreamSource,
 };
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
@@ -30,9 +32,9 @@ use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::observe::{Happened, ObservedCell, ObservedSession, Traffic};
 use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
 use crate::relay::Relay;
-use crate::rpc::{
-    Aftermath, CallSlot, ConnectionData, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore, accept_metadata,
-};
+use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
+
+pub(crate) use cell::ConnectionCell;
 
 /// One session.
 pub(crate) struct Shared {
@@ -112,61 +114,6 @@ pub(crate) enum OpenAnswer {
     Accepted { metadata: Metadata, receipt: Bytes },
     Rejected { reason: Reason, metadata: Metadata, terms: Bytes },
     Ended(ConnectionEnd),
-}
-
-/// What the handles of one connection share, and its handlers.
-pub(crate) struct ConnectionCell {
-    /// The session's tables hold the cell until the connection ends, and so each other.
-    pub(crate) shared: Arc<Shared>,
-    /// Boxed, because most cells are those of connections that are open.
-    end: OnceLock<Box<(ConnectionEnd, Option<MoneyCount>)>>,
-    ended: Notify,
-    /// The service that this side serves on it.
-    pub(crate) service: Option<Arc<ServiceEntry>>,
-    /// Made for the first handler that keeps something: an idle connection is a small entry.
-    data: OnceLock<Box<ConnectionData>>,
-}
-
-impl ConnectionCell {
-    pub(crate) fn new(shared: &Arc<Shared>, service: Option<Arc<ServiceEntry>>) -> Arc<Self> {
-        let (end, ended, data) = Default::default();
-        Arc::new(ConnectionCell { shared: shared.clone(), end, ended, service, data })
-    }
-
-    /// The other end of the conduit.
-    pub(crate) fn peer(&self) -> &SessionPeer {
-        &self.shared.peer
-    }
-
-    /// What handlers keep with the connection.
-    pub(crate) fn data(&self) -> &ConnectionData {
-        self.data.get_or_init(Box::default)
-    }
-
-    pub(crate) fn set_end(&self, end: ConnectionEnd, money: Option<MoneyCount>) {
-        if self.end.set(Box::new((end, money))).is_ok() {
-            self.ended.notify_waiters();
-        }
-    }
-
-    pub(crate) fn end(&self) -> Option<&ConnectionEnd> {
-        self.end.get().map(|end| &end.0)
-    }
-
-    /// The counts of a paid connection as they stood in the end.
-    pub(crate) fn final_money(&self) -> Option<MoneyCount> {
-        self.end.get().and_then(|end| end.1)
-    }
-
-    pub(crate) async fn closed(&self) -> ConnectionEnd {
-        loop {
-            let ended = self.ended.notified();
-            if let Some(end) = self.end() {
-                return end.clone();
-            }
-            ended.await;
-        }
-    }
 }
 
 impl State {
@@ -607,141 +554,6 @@ impl Shared {
         let mut state = self.lock();
         state.machine.relay_ready(id);
         Self::unlock_and_kick(state);
-    }
-
-    // ---- money
-
-    /// The counts of a paid connection, open or ended.
-    pub(crate) fn money(&self, id: ConnectionId, cell: &ConnectionCell) -> Option<MoneyCount> {
-        self.lock().machine.money(id).or_else(|| cell.final_money())
-    }
-
-    /// The counts of a paid connection that is open.
-    pub(crate) fn open_money(&self, id: ConnectionId) -> Option<MoneyCount> {
-        self.lock().machine.money(id)
-    }
-
-    /// Payee: the counts of a paid connection that is open, and what it needs while something waits for money.
-    pub(crate) fn payee_money(&self, id: ConnectionId) -> (Option<MoneyCount>, Option<Amount>) {
-        let state = self.lock();
-        (state.machine.money(id), state.machine.money_needed(id))
-    }
-
-    /// Payee: nothing more is charged, if no call is open; see [`Machine::stop_money`].
-    pub(crate) fn stop_money(&self, id: ConnectionId) -> Result<Option<MoneyCount>, usize> {
-        self.lock().machine.stop_money(id)
-    }
-
-    /// How many calls the peer takes at once.
-    pub(crate) fn max_calls(&self, id: ConnectionId) -> u32 {
-        self.lock().machine.limits(id).map_or(0, |(_, peer)| peer.max_calls)
-    }
-
-    /// What the peer takes on a connection.
-    pub(crate) fn peer_limits(&self, id: ConnectionId) -> Option<ConnectionLimits> {
-        self.lock().machine.limits(id).map(|(_, peer)| *peer)
-    }
-
-    pub(crate) fn has_mailbox(&self, id: ConnectionId) -> bool {
-        self.lock().mailboxes.contains_key(&id)
-    }
-
-    /// Accepts a paid open. If the opener has given up, nothing happens.
-    pub(crate) fn accept_paid(
-        &self,
-        id: ConnectionId,
-        limits: ConnectionLimits,
-        paid: (Bytes, PayeeMoney),
-        mailbox: Arc<Mailbox>,
-    ) {
-        let mut state = self.lock();
-        let entry = state.connections.get(&id).and_then(|cell| cell.service.clone());
-        let metadata = accept_metadata(entry.as_ref().and_then(|entry| entry.schema));
-        let result = state.machine.accept(id, limits, metadata, Some(paid));
-        let opened = result.is_ok() && self.is_watched();
-        match result {
-            Ok(()) => drop(state.mailboxes.insert(id, mailbox)),
-            Err(error) => tracing::debug!(%error, "a paid open was given up"),
-        }
-        Self::unlock_and_kick(state);
-        if opened {
-            let service = entry.map(|entry| entry.service.name().to_owned());
-            self.tell(Happened::Opened(id, service));
-        }
-    }
-
-    pub(crate) fn reject(&self, id: ConnectionId, reason: Reason, metadata: Metadata, terms: Bytes) {
-        let mut state = self.lock();
-        let cell = state.connections.remove(&id);
-        let relay = state.relays.remove(&id);
-        let refused = self.is_watched().then(|| reason.clone());
-        if let Err(error) = state.machine.reject(id, reason, metadata, terms) {
-            tracing::debug!(%error, "an open was given up");
-        }
-        Self::unlock_and_kick(state);
-        drop((cell, relay));
-        self.notice_gone();
-        if let Some(reason) = refused {
-            self.tell(Happened::Refused(id, reason));
-        }
-    }
-
-    /// The work for an open of the peer's has ended.
-    pub(crate) fn finish_open(&self, id: ConnectionId) {
-        self.lock().machine.finish_open(id);
-    }
-
-    pub(crate) fn fail_unpaid(&self, id: ConnectionId) {
-        let mut state = self.lock();
-        state.machine.fail_unpaid(id);
-        Self::unlock_and_kick(state);
-    }
-
-    /// Waits until the connection has no open calls.
-    pub(crate) async fn calls_ended(&self, id: ConnectionId) {
-        loop {
-            let gone = self.call_gone.notified();
-            if self.open_calls(id) == 0 {
-                return;
-            }
-            gone.await;
-        }
-    }
-
-    /// Tells who waits for the ends of calls that some have ended.
-    pub(crate) fn notice_calls_gone(&self) {
-        self.call_gone.notify_waiters();
-    }
-
-    pub(crate) fn open_calls(&self, id: ConnectionId) -> usize {
-        self.lock().machine.open_calls(id)
-    }
-
-    pub(crate) fn raise_money(&self, id: ConnectionId, leased: Amount) {
-        let mut state = self.lock();
-        state.machine.raise_money(id, leased);
-        Self::unlock_and_kick(state);
-    }
-
-    pub(crate) fn set_received_mark(&self, id: ConnectionId, mark: Amount) {
-        let mut state = self.lock();
-        state.machine.set_received_mark(id, mark);
-        // It may be an event at once, which the driver hands on.
-        Self::unlock_and_kick(state);
-    }
-
-    /// Payer: grants may go on until the count reaches `hold`.
-    pub(crate) fn raise_received_hold(&self, id: ConnectionId, hold: Amount) {
-        let mut state = self.lock();
-        state.machine.raise_received_hold(id, hold);
-        Self::unlock_and_kick(state);
-    }
-
-    pub(crate) fn send_payment(&self, id: ConnectionId, message: Bytes) -> Result<(), CommandError> {
-        let mut state = self.lock();
-        let result = state.machine.send_payment(id, message);
-        Self::unlock_and_kick(state);
-        result
     }
 }
 

@@ -13,6 +13,7 @@
 //! the machine sends ProtocolError once and nothing else.
 
 mod budget;
+mod call_commands;
 mod commands;
 mod connection;
 mod deadline;
@@ -40,7 +41,8 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 use slotmap::SlotMap;
 
-pub use commands::{CallSpec, CommandError, OpenSpec, ResponseSpec};
+pub use call_commands::{CallSpec, ResponseSpec};
+pub use commands::{CommandError, OpenSpec};
 pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
 pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
 pub use progress::WriteWatch;
