@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tollway_protocol::payment::ledger_messages::{
@@ -178,6 +178,10 @@ impl Escrow for LocalLedger {
 
     fn protocol(&self) -> VoucherProtocol {
         VoucherProtocol::V1
+    }
+
+    fn grace(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.read(Ledger::config).grace_ms))
     }
 
     fn channel(&self, id: ChannelId) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {

@@ -29,6 +29,8 @@ pub use ledger::{DEFAULT_GRACE_MS, Ledger, LedgerConfig, LedgerImbalance, MAX_DE
 pub use local::LocalLedger;
 pub use service::{LedgerClient, LedgerService};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tollway_protocol::payment::ledger_messages::{Close, OpenChannel, RequestClose, Settle, Signed, TopUp, Withdraw};
 use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ChannelId, Hash, Signature, VoucherProtocol};
@@ -200,6 +202,11 @@ pub trait Escrow: Send + Sync + 'static {
 
     /// The vouchers that it takes.
     fn protocol(&self) -> VoucherProtocol;
+
+    /// How long a payee may still claim after a payer has asked to withdraw; `None` when the escrow does not say.
+    fn grace(&self) -> Option<Duration> {
+        None
+    }
 
     /// What the escrow knows of a channel; `None` when it was never opened.
     ///

@@ -1,10 +1,11 @@
 //! The local ledger as a service of a session, and the client that is an [`Escrow`] over it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
 use tollway_protocol::payment::ledger_messages::{
     Close, Fund, LedgerIdentity, OpenChannel, RequestClose, Settle, Signed, TopUp, Transfer, Withdraw,
 };
@@ -70,15 +71,55 @@ impl Service for LedgerService {
 
 /// A ledger that runs elsewhere. Connects again when the connection was lost; every order may be repeated.
 pub struct LedgerClient {
-    endpoint: Endpoint,
     info: LedgerInfo,
-    connection: Mutex<Connection>,
+    link: Arc<Link>,
+}
+
+/// The connection to a ledger, and how to get another one.
+struct Link {
+    endpoint: Endpoint,
+    identity: LedgerIdentity,
+    current: Mutex<Connection>,
+    /// Held by who connects.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+impl Link {
+    /// The connection, or the next one if it has ended.
+    ///
+    /// It is made in a task of its own. Whoever asks may rest while its own task does something else, such as waiting for
+    /// another answer of this ledger: connecting by itself, it would keep all others from the ledger meanwhile.
+    async fn connection(self: &Arc<Self>) -> Result<Connection, EscrowError> {
+        let current = self.current.lock().clone();
+        if current.end().is_none() {
+            return Ok(current);
+        }
+        let link = self.clone();
+        let connecting = tokio::spawn(async move { tokio::time::timeout(CALL_TIMEOUT, link.connect_again()).await });
+        connecting.await.map_err(unavailable)?.map_err(unavailable)?
+    }
+
+    /// The same ledger must answer.
+    async fn connect_again(&self) -> Result<Connection, EscrowError> {
+        let _connecting = self.connecting.lock().await;
+        let current = self.current.lock().clone();
+        if current.end().is_none() {
+            return Ok(current);
+        }
+        let next = open(&self.endpoint).await?;
+        let info = ask(&next, &Identify).await?;
+        if info.identity() != self.identity {
+            return Err(unavailable("another ledger answers at this URL now"));
+        }
+        *self.current.lock() = next.clone();
+        Ok(next)
+    }
 }
 
 impl fmt::Debug for LedgerClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LedgerClient")
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &self.link.endpoint)
             .field("info", &self.info)
             .finish_non_exhaustive()
     }
@@ -114,7 +155,13 @@ impl LedgerClient {
         if !info.identity().is_consistent() {
             return Err(unavailable("the ledger's chain id is not that of its address"));
         }
-        Ok(LedgerClient { endpoint: endpoint.clone(), info, connection: Mutex::new(connection) })
+        let link = Link {
+            endpoint: endpoint.clone(),
+            identity: info.identity(),
+            current: Mutex::new(connection),
+            connecting: tokio::sync::Mutex::default(),
+        };
+        Ok(LedgerClient { info, link: Arc::new(link) })
     }
 
     /// What the ledger says of itself.
@@ -153,18 +200,7 @@ impl LedgerClient {
 
     /// Calls, on a new connection if the last one has ended. The same ledger must answer there.
     pub(crate) async fn call<C: LedgerCall + Sync>(&self, args: C) -> Result<C::Answer, EscrowError> {
-        let connection = {
-            let mut current = self.connection.lock().await;
-            if current.end().is_some() {
-                let next = open(&self.endpoint).await?;
-                let info = ask(&next, &Identify).await?;
-                if info.identity() != self.identity() {
-                    return Err(unavailable("another ledger answers at this URL now"));
-                }
-                *current = next;
-            }
-            current.clone()
-        };
+        let connection = self.link.connection().await?;
         ask(&connection, &args).await
     }
 }
@@ -180,6 +216,10 @@ impl Escrow for LedgerClient {
 
     fn protocol(&self) -> VoucherProtocol {
         VoucherProtocol::V1
+    }
+
+    fn grace(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.info.grace_ms))
     }
 
     fn channel(&self, id: ChannelId) -> BoxFuture<'_, Result<Option<EscrowChannel>, EscrowError>> {
@@ -212,5 +252,57 @@ impl Escrow for LedgerClient {
 
     fn withdraw(&self, order: Signed<Withdraw>) -> BoxFuture<'_, Result<Settlement, EscrowError>> {
         Box::pin(self.call(order))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::pin::pin;
+
+    use tollway_protocol::payment::SecretKey;
+
+    use super::*;
+    use crate::Server;
+    use crate::escrow::{Ledger, LedgerConfig};
+    use crate::rpc::Services;
+
+    /// A ledger at this place, until the result is sent or dropped.
+    async fn serve(at: &Endpoint) -> (Endpoint, tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let key = SecretKey::from_bytes([9; 32]).unwrap();
+        let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key), LedgerConfig::default()));
+        let services = Services::new().with(LedgerService::new(ledger));
+        let server = Server::bind(at, SessionConfig { services, ..SessionConfig::default() }).await.unwrap();
+        let endpoint = server.endpoint().clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let stopped = async move { drop(stopped.await) };
+        let served = tokio::spawn(async move {
+            server.run(stopped, Duration::ZERO).await;
+        });
+        (endpoint, stop, served)
+    }
+
+    /// A payee watches a channel beside its other work. While that work waits for the ledger, the watch rests, and may do
+    /// so while it connects.
+    #[tokio::test]
+    async fn who_rests_while_connecting_keeps_nobody_from_the_ledger() {
+        let any = "tcp://127.0.0.1:0".parse().unwrap();
+        let (endpoint, stop, served) = serve(&any).await;
+        let client = LedgerClient::connect(&endpoint).await.unwrap();
+        drop(stop);
+        served.await.unwrap();
+        let lost = client.link.current.lock().clone();
+        lost.closed().await;
+        let (_, _stop, _served) = serve(&endpoint).await;
+        let id = ChannelId([7; 32]);
+        let mut resting = pin!(client.channel(id));
+        tokio::select! {
+            biased;
+            _ = &mut resting => panic!("nothing is connected yet"),
+            () = std::future::ready(()) => {}
+        }
+        let asked = tokio::time::timeout(Duration::from_secs(60), client.channel(id)).await;
+        assert!(matches!(asked, Ok(Ok(None))), "{asked:?}");
+        assert!(matches!(resting.await, Ok(None)));
     }
 }

@@ -81,7 +81,9 @@ impl Wallet {
                 self.store().save(channel, None).await?;
             }
             failpoint!("wallet.before-order");
-            match ledger.call(order).await {
+            let answer = ledger.call(order).await;
+            failpoint!("wallet.ordered");
+            match answer {
                 // Another order of this payer was faster: nothing has happened, and a later nonce is taken.
                 Err(EscrowError::Refused(EscrowRefusal::NonceUsed { last, .. })) => above = last.saturating_add(1),
                 answer => return Ok(answer?),
@@ -211,6 +213,12 @@ impl Wallet {
     /// written.
     pub async fn withdraw(&self, channel: WalletChannel) -> Result<(WalletChannel, Amount), WalletError> {
         let (channel_id, ledger) = (channel.id(), ledger_of(&channel).await?);
+        // Its record is written before the ledger is told, and a crash may have come between.
+        let held = ledger.channel(channel_id).await?;
+        if channel.phase == WalletPhase::Withdrawing && held.is_some_and(|held| !held.is_ending()) {
+            let ask = |nonce, expiry| RequestClose { channel_id, nonce, expiry };
+            self.order(&ledger, ask, |_| None).await?;
+        }
         let make = |nonce, expiry| Withdraw { channel_id, nonce, expiry };
         let (settled, refunded) = match self.order(&ledger, make, |_| None).await {
             Ok(settlement) => (settlement.settled, settlement.refunded),

@@ -100,6 +100,8 @@ pub(super) struct Faulty {
     store: Arc<MemoryStore>,
     /// Orders to settle or close that are not answered.
     pub(super) deaf: Arc<AtomicU32>,
+    /// Closes that it claims to have paid one base unit more for.
+    pub(super) greedy: Arc<AtomicU32>,
     /// Writes that fail.
     broken: Arc<AtomicU32>,
 }
@@ -148,7 +150,13 @@ impl Escrow for Faulty {
         if take_one(&self.deaf) {
             return Box::pin(async { Err(EscrowError::Unavailable("nobody listens".into())) });
         }
-        self.ledger.close(order, voucher)
+        Box::pin(async move {
+            let mut settlement = self.ledger.close(order, voucher).await?;
+            if take_one(&self.greedy) {
+                settlement.settled = settlement.settled.saturating_add(units(1));
+            }
+            Ok(settlement)
+        })
     }
 
     fn request_close(&self, order: Signed<RequestClose>) -> BoxFuture<'_, Result<EscrowChannel, EscrowError>> {
@@ -202,6 +210,7 @@ pub(super) fn world(change: impl FnOnce(&mut PayeeConfig)) -> World {
         ledger: LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(LEDGER)), config)),
         store: Arc::new(MemoryStore::new()),
         deaf: Arc::default(),
+        greedy: Arc::default(),
         broken: Arc::default(),
     };
     let mut config = PayeeConfig::new(key(PAYEE), Arc::new(faulty.clone()), Arc::new(faulty.clone()), "shop", prices());
@@ -222,7 +231,7 @@ impl World {
         ours.unwrap()
     }
 
-    fn order<M: LedgerMessage>(&self, message: M) -> Signed<M> {
+    pub(super) fn order<M: LedgerMessage>(&self, message: M) -> Signed<M> {
         Signed::sign(message, &LedgerIdentity::of(&key(LEDGER)), &key(PAYER))
     }
 
@@ -339,9 +348,13 @@ impl Raw {
     }
 
     pub(super) fn pay(&self, amount: u128) {
+        self.send(&self.voucher(amount));
+    }
+
+    pub(super) fn voucher(&self, amount: u128) -> PaymentMessage {
         let domain = self.descriptor.voucher_domain();
         let voucher = Voucher::sign(&domain, &key(PAYER), self.descriptor.id(), units(amount)).unwrap();
-        self.send(&PaymentMessage::Voucher { amount: units(amount), signature: voucher.signature, received: units(0) });
+        PaymentMessage::Voucher { amount: units(amount), signature: voucher.signature, received: units(0) }
     }
 
     pub(super) fn close_message(&self, amount: Amount) -> PaymentMessage {

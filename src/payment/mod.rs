@@ -19,6 +19,9 @@ mod payee_keep;
 mod payee_task;
 mod payer_task;
 mod reservation;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod thief_tests;
 mod verify;
 mod wallet;
 mod wallet_error;

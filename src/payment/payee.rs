@@ -17,7 +17,9 @@ use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::payment::channel::{ChannelParams, ChannelPhase, ChannelPolicy, Disputed, OpenError, StaleEpoch};
+use tollway_protocol::payment::channel::{
+    ChannelParams, ChannelPhase, ChannelPolicy, Disputed, OpenError, StaleEpoch, StaleUpdate,
+};
 use tollway_protocol::payment::{
     Address, Amount, Binding, Challenge, ChallengeError, ChallengeKey, ChannelDescriptor, ChannelId, Credential,
     CredentialError, Hash, MethodPrice, PaymentChannel, PaymentMessage, Place, Quote, SecretKey, SignedAmount,
@@ -50,6 +52,10 @@ const DEFAULT_CHECK_RATE: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
 const DEFAULT_RESERVATION_EXPIRY: Duration = Duration::from_secs(600);
 /// How long the escrow is given for an answer.
 pub(super) const ESCROW_TIMEOUT: Duration = Duration::from_secs(15);
+/// An escrow is looked at four times within its grace period, so that one look may be lost and a settlement tried again,
+/// but never more often than this.
+const LOOKS_PER_GRACE: u32 = 4;
+const LEAST_WATCH: Duration = Duration::from_millis(100);
 /// How long a connection that is superseded is given to hand its channel over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a fast local stream for which a lease and the in-flight cap have room by default.
@@ -85,7 +91,8 @@ pub struct PayeeConfig {
     /// Where payers reach the local ledger.
     pub ledger_url: Option<String>,
     /// How long after a connection was lost its channel is closed without the payer, if the store does not survive the
-    /// process. In one that does, channels stay until their payers close them or withdraw.
+    /// process; a quarter of the escrow's grace period at most. In a store that does survive it, channels stay until their
+    /// payers close them or withdraw.
     pub abandon_after: Duration,
     /// Above this much that was delivered and not paid out, a channel is settled while it is served.
     pub settle_above: Amount,
@@ -96,8 +103,9 @@ pub struct PayeeConfig {
     /// At this much that is leased and not paid out, nothing more is leased until a settlement has succeeded: what a payee
     /// can lose if its escrow does not answer before a payer withdraws.
     pub exposure_cap: Amount,
-    /// How often the escrow is asked whether the payer of a live connection withdraws. With `abandon_after` it has to
-    /// stay well below the escrow's grace period, or what was delivered is withdrawn before it is claimed.
+    /// How often the escrow is asked whether a payer withdraws. If that is not four times within the escrow's grace period,
+    /// as far as the escrow says what that is, it is asked more often: else what was delivered would be withdrawn before it
+    /// is claimed.
     pub watch_escrow: Duration,
     /// How long a handler may hold what is reserved for its call; then it is dropped, and has failed.
     pub reservation_expiry: Duration,
@@ -161,6 +169,20 @@ impl PayeeConfig {
             store,
             prices,
         }
+    }
+
+    /// Whatever was configured, a withdrawal is seen in time to claim what was delivered.
+    fn keep_within_grace(&mut self) {
+        let Some(grace) = self.escrow.grace() else { return };
+        let most = (grace / LOOKS_PER_GRACE).max(LEAST_WATCH);
+        if most > grace / 2 {
+            tracing::warn!(
+                ?grace,
+                "the escrow's grace period leaves hardly any time to claim from a payer that withdraws"
+            );
+        }
+        self.watch_escrow = self.watch_escrow.min(most);
+        self.abandon_after = self.abandon_after.min(most);
     }
 
     fn terms(&self) -> Result<Terms, PayeeError> {
@@ -242,6 +264,9 @@ pub struct Payee {
     pub(super) used: Mutex<UsedNonces>,
     opening: Semaphore,
     pub(super) checks: CheckCount,
+    /// Opens of one channel go one after the other: two that found no owner would both become it. Those that are under
+    /// way, at most [`MAX_OPENING`].
+    opens: Mutex<HashMap<ChannelId, Arc<tokio::sync::Mutex<()>>>>,
     owners: Mutex<HashMap<ChannelId, Owner>>,
     /// How many channels are being run or await their settlement.
     pub(super) running: watch::Sender<usize>,
@@ -323,9 +348,12 @@ impl Refusal {
     /// What the payer is told. A failure on this side is named as such and not described.
     fn reason(&self) -> (Reason, Metadata) {
         match self {
-            Refusal::StaleEpoch(stale) => {
-                let metadata = Metadata::new().with("epoch", stale.current.to_string());
-                (Reason::new(code::STALE_EPOCH, self.to_string()), metadata)
+            Refusal::StaleEpoch(StaleEpoch { current })
+            // Another process has the same store, and was faster.
+            | Refusal::Apply(ApplyError::Stale(StaleUpdate::Epoch { current, .. })) => {
+                let stale = StaleEpoch { current: *current };
+                let metadata = Metadata::new().with("epoch", current.to_string());
+                (Reason::new(code::STALE_EPOCH, Refusal::StaleEpoch(stale).to_string()), metadata)
             }
             Refusal::Store(_) | Refusal::Apply(_) | Refusal::Record(_) => {
                 tracing::error!(error = %self, "a paid open failed on this side");
@@ -341,7 +369,8 @@ impl Payee {
     ///
     /// # Errors
     /// When the terms make no sense.
-    pub fn new(config: PayeeConfig) -> Result<Arc<Payee>, PayeeError> {
+    pub fn new(mut config: PayeeConfig) -> Result<Arc<Payee>, PayeeError> {
+        config.keep_within_grace();
         let terms = config.terms()?;
         let signed = SignedTerms::sign(&terms, &config.key)?;
         let mut key = [0; 32];
@@ -358,6 +387,7 @@ impl Payee {
             used: Mutex::new(UsedNonces::new(MAX_USED_CHALLENGES)),
             opening: Semaphore::new(MAX_OPENING),
             checks: CheckCount::default(),
+            opens: Mutex::default(),
             owners: Mutex::new(HashMap::new()),
             running: watch::Sender::new(0),
             hurry: watch::Sender::new(false),
@@ -534,6 +564,16 @@ impl Payee {
         tokio::time::timeout(HANDOVER_TIMEOUT, let_go).await.map_err(|_| Refusal::Handover)?
     }
 
+    /// Waits until no other open of this channel is under way.
+    async fn enter_open(&self, id: ChannelId) -> Result<OwnedMutexGuard<()>, Refusal> {
+        let open = {
+            let mut opens = self.opens.lock();
+            opens.retain(|_, open| Arc::strong_count(open) > 1);
+            opens.entry(id).or_default().clone()
+        };
+        tokio::time::timeout(HANDOVER_TIMEOUT, open.lock_owned()).await.map_err(|_| Refusal::Handover)
+    }
+
     pub(super) fn is_owned(&self, id: ChannelId) -> bool {
         self.owners.lock().contains_key(&id)
     }
@@ -622,6 +662,7 @@ impl OpenRequest {
             payee.check(&self.service, &self.credential)?
         };
         self.check_limits()?;
+        let _alone = payee.enter_open(id).await?;
         payee.check_epoch(id, credential.epoch).await?;
         let mut held = payee.look_for_deposit(id).await?;
         payee.use_up(&credential.challenge)?;

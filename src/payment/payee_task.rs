@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
@@ -23,13 +24,16 @@ use tollway_protocol::payment::{
 use tollway_protocol::session::{MoneyCount, PayeeMoney};
 
 use super::mailbox::{Letters, Mailbox};
-use super::payee::{Claim, Payee};
+use super::payee::{Claim, ESCROW_TIMEOUT, Payee};
 use super::payee_end::withdrawal;
 use super::verify::CheckGate;
 use crate::escrow::{EscrowError, Settlement};
 use crate::failpoint::{broken, failpoint};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError};
+
+/// The wait before an escrow is asked again about a top-up: a ledger that is started again is back in about as much.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(super) struct PayeeTask {
     pub(super) shared: Arc<Shared>,
@@ -371,18 +375,23 @@ impl PayeeTask {
         }
     }
 
-    /// The deposit becomes what the escrow says, however often it is asked.
+    /// The deposit becomes what the escrow says, however often it is asked. An escrow that is away for a moment is asked
+    /// again: the payer has raised its deposit there, and the voucher that comes next is refused for want of it.
     async fn look_at_deposit(&mut self) -> Result<(), Stop> {
-        match self.payee.look(self.channel.channel_id()).await {
-            Ok(Some(held)) => match self.channel.set_deposit(held.deposit) {
-                Some(update) => self.apply(&update).await.map_err(Stop::Store),
-                None => Ok(()),
-            },
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, "a top-up cannot be looked at");
-                Ok(())
+        let (payee, id) = (self.payee.clone(), self.channel.channel_id());
+        let look = async {
+            loop {
+                match payee.look(id).await {
+                    Ok(held) => return held,
+                    Err(error) => tracing::warn!(%error, channel = %id, "a top-up cannot be looked at yet"),
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
+        };
+        let Ok(Some(held)) = tokio::time::timeout(ESCROW_TIMEOUT, look).await else { return Ok(()) };
+        match self.channel.set_deposit(held.deposit) {
+            Some(update) => self.apply(&update).await.map_err(Stop::Store),
+            None => Ok(()),
         }
     }
 

@@ -9,12 +9,13 @@
 //! before it is sent. If the store fails, nothing more is signed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::payment::{
@@ -34,7 +35,13 @@ use crate::failpoint::{broken, failpoint};
 use crate::shared::Shared;
 
 /// How long a close waits for what the escrow says of the channel. Without an answer the payer states its own count alone.
-const LOOK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The wait before a top-up whose ledger was not there is ordered again doubles from the first to the second of these,
+/// for as long as the payee is patient.
+const TOP_UP_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_TOP_UP_BACKOFF: Duration = Duration::from_secs(5);
+/// No payee's patience is counted on for longer than this, an hour.
+const MAX_PATIENCE_MS: u64 = 3_600_000;
 
 /// How far what was received may be ahead of the store before nothing more is granted: half of the in-flight cap.
 /// `[pay.received.held]`
@@ -68,12 +75,14 @@ pub(super) struct PayerTask {
     channel: WalletChannel,
     /// How far what was received may be ahead of the store.
     room: Amount,
+    /// How long the payee waits for a voucher.
+    patience: Duration,
     fail: watch::Sender<Option<WalletError>>,
     /// A close that waits for the ends of all calls, which are paid until then, and for how long.
     ordered: Option<(Order, Instant)>,
     /// A close that waits for the final receipt, or for the end of the connection.
     closing: Option<Order>,
-    topping_up: Option<JoinHandle<Result<Amount, WalletError>>>,
+    topping_up: Option<AbortOnDropHandle<Result<Amount, WalletError>>>,
 }
 
 impl PayerTask {
@@ -89,6 +98,7 @@ impl PayerTask {
             state,
             channel,
             room: checkpoint_room(&terms),
+            patience: Duration::from_millis(terms.patience_ms.min(MAX_PATIENCE_MS)),
             fail,
             ordered: None,
             closing: None,
@@ -259,6 +269,7 @@ impl PayerTask {
                 failpoint!("wallet.before-send");
                 self.send(&PaymentMessage::Voucher { amount, signature: voucher.signature, received });
                 if sign_first {
+                    tokio::task::yield_now().await;
                     self.persist(ceiling, None).await;
                 }
             }
@@ -266,12 +277,27 @@ impl PayerTask {
         }
     }
 
-    /// Raises the deposit beside everything else.
+    /// Raises the deposit beside everything else. A ledger that is away is asked again while the payee waits; the order
+    /// states the deposit that is wanted, so it does no harm twice.
     fn top_up(&mut self, to: Amount) {
-        if self.topping_up.is_none() {
-            let (wallet, channel) = (self.wallet.clone(), self.channel.clone());
-            self.topping_up = Some(tokio::spawn(async move { wallet.top_up(&channel, to).await }));
+        if self.topping_up.is_some() {
+            return;
         }
+        let (wallet, channel) = (self.wallet.clone(), self.channel.clone());
+        let until = Instant::now() + self.patience;
+        let order = async move {
+            let mut backoff = TOP_UP_BACKOFF;
+            loop {
+                match wallet.top_up(&channel, to).await {
+                    Err(WalletError::EscrowUnavailable(_)) if Instant::now() + backoff < until => {
+                        tokio::time::sleep(backoff).await;
+                        backoff = (2 * backoff).min(MAX_TOP_UP_BACKOFF);
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        self.topping_up = Some(AbortOnDropHandle::new(tokio::spawn(order)));
     }
 
     async fn take_top_up(&mut self, held: Result<Amount, WalletError>) {

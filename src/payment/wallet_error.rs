@@ -70,6 +70,10 @@ pub enum WalletError {
     /// The escrow did not do as it was told.
     #[error("{0}")]
     Escrow(String),
+    /// The escrow could not be asked, or its answer was lost: what was ordered may have been done, and may be ordered
+    /// again.
+    #[error("{0}")]
+    EscrowUnavailable(String),
     /// The connection was not opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -119,7 +123,10 @@ pub enum WalletError {
 
 impl From<EscrowError> for WalletError {
     fn from(error: EscrowError) -> Self {
-        WalletError::Escrow(error.to_string())
+        match error {
+            EscrowError::Unavailable(_) => WalletError::EscrowUnavailable(error.to_string()),
+            EscrowError::Refused(_) => WalletError::Escrow(error.to_string()),
+        }
     }
 }
 

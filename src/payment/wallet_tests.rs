@@ -2,7 +2,7 @@
 //! connects to the ledger by URL.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,6 +19,8 @@ use crate::session::{OpenError, Session, SessionConfig};
 struct LyingLedger {
     honest: LedgerService,
     lie: Arc<Mutex<Option<EscrowChannel>>>,
+    /// Top-ups that get no answer.
+    deaf: Arc<AtomicU32>,
 }
 
 impl Service for LyingLedger {
@@ -28,6 +30,11 @@ impl Service for LyingLedger {
 
     fn call(&self, call: IncomingCall) -> BoxReply {
         let lie = self.lie.lock().clone();
+        let is_top_up = call.method() == MethodId::of(self.name(), 1, "top_up");
+        if is_top_up && self.deaf.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        {
+            return Box::pin(async { Reply::failed() });
+        }
         match lie {
             Some(lie) if call.method() == MethodId::of(self.name(), 1, "open") => {
                 Box::pin(async move { Reply::ok(&lie) })
@@ -41,6 +48,7 @@ struct Market {
     world: World,
     session: Session,
     lie: Arc<Mutex<Option<EscrowChannel>>>,
+    deaf: Arc<AtomicU32>,
 }
 
 async fn market(change: impl FnOnce(&mut PayeeConfig)) -> Market {
@@ -51,13 +59,14 @@ async fn market(change: impl FnOnce(&mut PayeeConfig)) -> Market {
         config.ledger_url = Some(endpoint.to_string());
         change(config);
     });
-    let lie = Arc::default();
-    let ledger = LyingLedger { honest: LedgerService::new(world.faulty.ledger.clone()), lie: Arc::clone(&lie) };
+    let (lie, deaf) = (Arc::default(), Arc::<AtomicU32>::default());
+    let honest = LedgerService::new(world.faulty.ledger.clone());
+    let ledger = LyingLedger { honest, lie: Arc::clone(&lie), deaf: deaf.clone() };
     let services = Services::new().with_paid(Shop, world.payee.clone()).with(ledger);
     server.set_config(SessionConfig { services, ..SessionConfig::default() });
     tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
     let session = crate::connect(&endpoint, SessionConfig::default()).await.unwrap();
-    Market { world, session, lie }
+    Market { world, session, lie, deaf }
 }
 
 fn config(budget: u128, max_ahead: u128) -> WalletConfig {
@@ -162,6 +171,38 @@ async fn a_deposit_is_topped_up_while_calls_run_and_never_above_its_limit() {
     market.world.faulty.ledger.read(|ledger| assert_eq!(ledger.channel(id).unwrap().deposit, deposit));
 }
 
+/// A ledger that is away for a moment ends nothing: the deposit is raised when it is back.
+#[tokio::test]
+async fn a_top_up_whose_ledger_is_away_is_ordered_again() {
+    let market = market(|config| config.suggested_deposit = units(2_500)).await;
+    let paid = wallet(10_000, 1_300).open(&market.session, "shop").await.unwrap();
+    market.deaf.store(2, Ordering::Relaxed);
+    for _ in 0..30 {
+        let called = paid.connection().call::<_, ()>(method("slow"), &1u64);
+        let called = tokio::time::timeout(Duration::from_secs(30), called).await.unwrap();
+        assert_eq!(called, Ok(()), "{:?}", paid.failure());
+    }
+    assert_eq!(market.deaf.load(Ordering::Relaxed), 0, "it was asked in vain");
+    assert!(paid.stats().deposit > units(2_500));
+    assert_eq!(paid.close().await.unwrap().receipt.settled, units(3_000));
+}
+
+/// A payee that names a settlement above what the close voucher stated is named itself, with both amounts.
+#[tokio::test]
+async fn a_payee_that_claims_more_than_the_close_states_is_found_out() {
+    let market = market(|_| {}).await;
+    let paid = wallet(1_000_000, 5_000).open(&market.session, "shop").await.unwrap();
+    assert_eq!(read(paid.connection(), 3).await, Ok(3));
+    market.world.faulty.greedy.store(1, Ordering::Relaxed);
+    let (closed_at, settled) = (price_of(3), price_of(3).saturating_add(units(1)));
+    match paid.close().await {
+        Err(error) => assert_eq!(error, WalletError::Overcharged { closed_at, settled }),
+        Ok(closed) => panic!("{closed:?}"),
+    }
+    // What the ledger has really paid is what the voucher says.
+    assert_eq!(market.world.earned(), closed_at);
+}
+
 /// What is kept is paid from again, with the counts as they stood; nothing is deposited twice.
 #[tokio::test]
 async fn a_channel_that_is_kept_is_resumed_with_its_counts() {
@@ -221,6 +262,17 @@ async fn a_channel_is_withdrawn_without_its_payee_after_the_grace_period() {
     let asked = wallet.request_close(find().await).await.unwrap();
     assert_eq!(asked.phase, WalletPhase::Withdrawing);
     match wallet.withdraw(asked).await {
+        Err(WalletError::Escrow(error)) => assert!(error.contains("grace period"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    // A crash between the record and the order: the order is made up for.
+    let lost = wallet.open(&market.session, "shop").await.unwrap().keep().await.unwrap().channel_id;
+    assert_ne!(lost, id);
+    let known = wallet.channels().await.unwrap();
+    let mut record = known.into_iter().find(|channel| channel.id() == lost).unwrap();
+    record.phase = WalletPhase::Withdrawing;
+    wallet.store().save(record.clone(), None).await.unwrap();
+    match wallet.withdraw(record).await {
         Err(WalletError::Escrow(error)) => assert!(error.contains("grace period"), "{error}"),
         other => panic!("{other:?}"),
     }
