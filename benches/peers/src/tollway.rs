@@ -12,7 +12,7 @@ use tollway::{Connection, Server, Session, SessionConfig};
 use tollway_peers_harness::{Ends, Opens, Order, Peer, Result, Streams, Tally};
 
 #[tollway::service]
-trait Yard {
+pub(crate) trait Yard {
     async fn echo(&self, payload: Bytes) -> Bytes;
     async fn items(&self, bytes: u64, count: u64) -> Rx<Bytes>;
 }
