@@ -162,3 +162,23 @@ pub(super) enum BodyKind {
     Request { method: u64, deadline: Option<Time> },
     Response { status: Status },
 }
+
+#[cfg(test)]
+mod tests {
+    use slotmap::SlotMap;
+
+    use super::*;
+
+    #[test]
+    fn stops_of_streams_that_have_ended_are_dropped_also_when_many_end_at_once() {
+        let mut streams = SlotMap::<StreamKey, ()>::with_key();
+        let mut outbox = Outbox::default();
+        let keys: Vec<StreamKey> = (0..200).map(|_| streams.insert(())).collect();
+        keys.iter().for_each(|&key| outbox.push_stop(key, streams.len(), |stream| streams.contains_key(stream)));
+        assert_eq!(outbox.stops.len(), 200, "those of live streams stay");
+        streams.clear();
+        let last = streams.insert(());
+        outbox.push_stop(last, streams.len(), |stream| streams.contains_key(stream));
+        assert_eq!(outbox.stops, [last]);
+    }
+}
