@@ -21,7 +21,7 @@ use crate::shared::{ConnectionCell, Shared};
 pub struct Connection {
     inner: Arc<ConnectionInner>,
     /// What is around the calls that are made with this handle.
-    around: Option<ClientStack>,
+    around: ClientStack,
 }
 
 pub(crate) struct ConnectionInner {
@@ -39,31 +39,31 @@ impl Connection {
         cell: Arc<ConnectionCell>,
         metadata: Metadata,
     ) -> Self {
-        let around = session.middleware().cloned();
+        let around = session.middleware().clone();
         Connection { inner: Arc::new(ConnectionInner { opener: Some(session), id, cell, metadata }), around }
     }
 
     /// A handle for the side that serves the connection, which does not close it.
     pub(crate) fn served(cell: Arc<ConnectionCell>, id: ConnectionId) -> Self {
         let inner = Arc::new(ConnectionInner { opener: None, id, cell, metadata: Metadata::new() });
-        Connection { inner, around: None }
+        Connection { inner, around: ClientStack::new() }
     }
 
     /// The same connection with `middleware` around the calls that are made with this handle and its clones, further in
     /// than what is there already. A session's own is set in [`SessionConfig`](crate::SessionConfig).
     #[must_use]
     pub fn with_middleware(mut self, middleware: impl ClientMiddleware) -> Self {
-        self.around = Some(self.around.take().unwrap_or_default().with(middleware));
+        self.around = self.around.with(middleware);
         self
     }
 
     /// The same connection with nothing around its calls.
     pub(crate) fn bare(&self) -> Self {
-        Connection { inner: self.inner.clone(), around: None }
+        Connection { inner: self.inner.clone(), around: ClientStack::new() }
     }
 
-    pub(crate) fn around(&self) -> Option<&ClientStack> {
-        self.around.as_ref()
+    pub(crate) fn around(&self) -> &ClientStack {
+        &self.around
     }
 
     pub(crate) fn inner(&self) -> &ConnectionInner {

@@ -112,13 +112,13 @@ pub(crate) struct SessionInner {
     peer: Arc<SessionPeer>,
     metadata: Metadata,
     limits: ConnectionLimits,
-    middleware: Option<ClientStack>,
+    middleware: ClientStack,
 }
 
 impl SessionInner {
     /// What is around the calls that are made on its connections.
-    pub(crate) fn middleware(&self) -> Option<&ClientStack> {
-        self.middleware.as_ref()
+    pub(crate) fn middleware(&self) -> &ClientStack {
+        &self.middleware
     }
 }
 
@@ -200,7 +200,7 @@ impl Session {
             Some(engine) => tokio::spawn(Together::new(engine, driver)),
             None => tokio::spawn(driver),
         };
-        let middleware = Some(config.client_middleware).filter(|stack| !stack.is_empty());
+        let middleware = config.client_middleware;
         let inner = SessionInner { shared, peer, metadata: Metadata::new(), limits, middleware };
         Beginning { inner, answer, driver, observer }
     }

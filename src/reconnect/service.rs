@@ -18,9 +18,13 @@ use crate::session::{OpenError, Session};
 /// A service that a [`Client`](super::Client) reaches. Clones share its connection.
 #[derive(Clone)]
 pub struct RemoteService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     client: Arc<Handle>,
     slot: Arc<Slot>,
-    name: Arc<str>,
+    name: String,
     schema: Option<u64>,
 }
 
@@ -99,27 +103,27 @@ impl Open {
 
 impl fmt::Debug for RemoteService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteService").field("name", &self.name).field("address", &self.address()).finish()
+        f.debug_struct("RemoteService").field("name", &self.inner.name).field("address", &self.address()).finish()
     }
 }
 
 impl RemoteService {
     pub(super) fn new(client: Arc<Handle>, name: &str, schema: Option<u64>) -> Self {
         let slot = client.core.slot(name);
-        RemoteService { client, slot, name: name.into(), schema }
+        RemoteService { inner: Arc::new(Inner { client, slot, name: name.to_owned(), schema }) }
     }
 
     pub(crate) fn around(&self) -> &ClientStack {
-        &self.client.around
+        &self.inner.client.around
     }
 
     pub(crate) fn address(&self) -> String {
-        self.client.core.dial.address()
+        self.inner.client.core.dial.address()
     }
 
     /// Makes a call, on whatever connection there is or can be had.
     pub(crate) async fn call(&self, call: OutgoingCall) -> Result<Answer, CallError> {
-        let most = match self.client.core.config.retry {
+        let most = match self.inner.client.core.config.retry {
             Retry::Never => return self.call_once(call).await.map_err(|(error, _)| error),
             Retry::NotExecuted(times) | Retry::Idempotent(times) => times.get(),
         };
@@ -137,7 +141,7 @@ impl RemoteService {
             if made >= most || next.is_none() || !self.may_repeat(&error, is_idempotent, is_paid) {
                 return Err(error);
             }
-            let pause = sleep(self.client.core.config.backoff.delay(made));
+            let pause = sleep(self.inner.client.core.config.backoff.delay(made));
             match deadline {
                 None => pause.await,
                 // The failure says more than that the time is over.
@@ -148,7 +152,8 @@ impl RemoteService {
 
     fn may_repeat(&self, error: &CallError, is_idempotent: bool, is_paid: bool) -> bool {
         let is_lost = || error.kind() == ErrorKind::ConnectionClosed;
-        let idempotent = || matches!(self.client.core.config.retry, Retry::Idempotent(_)) && is_idempotent && !is_paid;
+        let idempotent =
+            || matches!(self.inner.client.core.config.retry, Retry::Idempotent(_)) && is_idempotent && !is_paid;
         // Who has waited for a connection in vain has waited long enough.
         error.kind() != ErrorKind::NoConnection && (error.is_retryable() || is_lost() && idempotent())
     }
@@ -163,33 +168,33 @@ impl RemoteService {
         };
         let open = open.map_err(|error| (error, false))?;
         // Clients of other builds may share the connection, so each looks for itself.
-        check_schema(self.schema, open.connection.metadata()).map_err(|error| (error.into(), open.is_paid))?;
+        check_schema(self.inner.schema, open.connection.metadata()).map_err(|error| (error.into(), open.is_paid))?;
         CallFuture::direct(&open.connection, call).await.map_err(|error| (error, open.is_paid))
     }
 
     /// The connection, opened if there is none.
     async fn connection(&self) -> Result<Arc<Open>, CallError> {
-        if let Some(open) = self.slot.usable() {
+        if let Some(open) = self.inner.slot.usable() {
             return Ok(open);
         }
-        let _turn = self.slot.opening.lock().await;
+        let _turn = self.inner.slot.opening.lock().await;
         // Somebody may have been faster.
-        if let Some(open) = self.slot.usable() {
+        if let Some(open) = self.inner.slot.usable() {
             return Ok(open);
         }
-        self.slot.leave_old(self.client.core.config.grace).await;
+        self.inner.slot.leave_old(self.inner.client.core.config.grace).await;
         let failed = |error| CallError::NoConnection(ConnectFailure::new(error));
-        let session = self.client.core.session().await.map_err(failed)?;
+        let session = self.inner.client.core.session().await.map_err(failed)?;
         let open = Arc::new(self.open(session).await?);
-        *self.slot.open.lock() = Some(open.clone());
+        *self.inner.slot.open.lock() = Some(open.clone());
         Ok(open)
     }
 
     async fn open(&self, session: Session) -> Result<Open, CallError> {
         let unpaid = |connection| (connection, None);
-        let (connection, paid) = match (session.open(&self.name).await, &self.client.core.config.wallet) {
+        let (connection, paid) = match (session.open(&self.inner.name).await, &self.inner.client.core.config.wallet) {
             (Err(OpenError::PaymentRequired { .. }), Some(wallet)) => {
-                let paid = wallet.open(&session, &self.name).await.map_err(|error| match error {
+                let paid = wallet.open(&session, &self.inner.name).await.map_err(|error| match error {
                     WalletError::Open(error) => CallError::from(error),
                     error => CallError::NoConnection(ConnectFailure::new(ClientError::Wallet(error))),
                 })?;

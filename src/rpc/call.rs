@@ -309,15 +309,15 @@ impl Future for CallFuture<'_> {
             return self.poll_outcome(connection, slot, cx);
         }
         let mut around = match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Start(To::Connection(connection), call) => match connection.around() {
-                None => match self.start(connection.inner(), call, cx) {
+            Stage::Start(To::Connection(connection), call) => match connection.around().is_empty() {
+                true => match self.start(connection.inner(), call, cx) {
                     Ok((key, slot)) => {
                         self.stage = Stage::Waiting(connection.inner(), key, slot);
                         return Poll::Pending;
                     }
                     Err(error) => return Poll::Ready(Err(error)),
                 },
-                Some(stack) => NextCall::new(stack, Target::Connection(connection.clone())).begin(call),
+                false => NextCall::new(connection.around(), Target::Connection(connection.clone())).begin(call),
             },
             Stage::Start(To::Remote(service), call) => {
                 NextCall::new(service.around(), Target::Remote(service.clone())).begin(call)

@@ -91,9 +91,7 @@ impl Caller {
     #[cfg(feature = "tower")]
     pub(super) fn next(&self) -> NextCall {
         match &self.0 {
-            Target::Connection(connection) => {
-                NextCall::new(&connection.around().cloned().unwrap_or_default(), self.0.clone())
-            }
+            Target::Connection(connection) => NextCall::new(connection.around(), self.0.clone()),
             Target::Remote(service) => NextCall::new(service.around(), self.0.clone()),
         }
     }

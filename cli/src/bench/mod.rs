@@ -26,7 +26,7 @@ use crate::serve::{bind, server, shutdown};
 use crate::tls::ServerArguments;
 use crate::units::{Place, Size};
 use report::Report;
-use service::BenchService;
+use service::{BenchServer, Source};
 
 /// How long connections may take to close in the end, and sessions of a server that is to end.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -197,7 +197,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, BenchError> {
 }
 
 fn serving() -> SessionConfig {
-    SessionConfig { services: Services::new().with(BenchService::new()), ..SessionConfig::default() }
+    SessionConfig { services: Services::new().with(BenchServer::new(Source)), ..SessionConfig::default() }
 }
 
 /// Serves in this process, for as long as it runs.

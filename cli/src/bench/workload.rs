@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tollway::rpc::{CallError, Rx};
-use tollway::{Connection, OpenError, Session};
+use tollway::{OpenError, Session};
 use tollway_protocol::error::code;
+use tollway_protocol::limits::ConnectionLimits;
 
 use super::gauge::{Counter, Early, Stage, Tally};
 use super::report::{Beside, Calls, Isolation, Items, Opens, Results, per_second};
-use super::service::{SERVICE, echo, items};
+use super::service::BenchClient;
 use super::{BenchError, Plan, Workload, farewell};
 use crate::access::unless_interrupted;
 use crate::interrupt::Interrupts;
@@ -35,8 +36,8 @@ pub(super) async fn run(session: &Session, plan: &Plan, interrupts: &Interrupts)
 }
 
 /// Opens the service, or says who should serve it.
-async fn open(session: &Session) -> Result<Connection, BenchError> {
-    session.open(SERVICE).await.map_err(|error| match error {
+async fn open(session: &Session) -> Result<BenchClient, BenchError> {
+    session.open_client().await.map_err(|error| match error {
         OpenError::Rejected { reason, .. } if reason.code == code::UNKNOWN_SERVICE => {
             BenchError::NoService(session.peer().to_string())
         }
@@ -116,12 +117,12 @@ async fn isolation(
 }
 
 /// Opens connections, each with a stream on it that will not be read.
-async fn open_unread(session: &Session, count: u16) -> Result<Vec<(Connection, Rx<Bytes>)>, BenchError> {
+async fn open_unread(session: &Session, count: u16) -> Result<Vec<(BenchClient, Rx<Bytes>)>, BenchError> {
     let mut unread = Vec::new();
     for _ in 0..count {
-        let connection = open(session).await?;
-        let stream = connection.call(items(), &BULK_ITEM).await?;
-        unread.push((connection, stream));
+        let bench = open(session).await?;
+        let stream = bench.items(BULK_ITEM).await.map_err(not_sent)?;
+        unread.push((bench, stream));
     }
     Ok(unread)
 }
@@ -137,15 +138,15 @@ async fn unless_early<T>(
 
 /// Makes calls one after the other, and receives all that comes on a stream of another connection, if there is one.
 async fn calls_beside(
-    connection: &Connection,
+    bench: &BenchClient,
     plan: &Plan,
     interrupts: &Interrupts,
-    bulk: Option<Connection>,
+    bulk: Option<BenchClient>,
 ) -> (Calls, Items, Result<(), Early>) {
     let stage = Arc::new(Stage::default());
     let (calls, items) = (Tally::new(&stage), Tally::new(&stage));
     let mut workers = JoinSet::new();
-    workers.spawn(call(connection.clone(), plan.size, calls.counter(0)));
+    workers.spawn(call(bench.clone(), plan.size, calls.counter(0)));
     if let Some(bulk) = bulk {
         workers.spawn(receive(bulk, BULK_ITEM, items.counter(0)));
     }
@@ -155,11 +156,11 @@ async fn calls_beside(
 }
 
 /// Calls again and again. Calls that fail by themselves are counted; what all others would meet, too, ends it.
-async fn call(connection: Connection, size: u32, counter: Counter) -> BenchError {
-    let (method, argument) = (echo(), Bytes::from(vec![7; size as usize]));
+async fn call(bench: BenchClient, size: u32, counter: Counter) -> BenchError {
+    let argument = Bytes::from(vec![7; size as usize]);
     loop {
         let asked = Instant::now();
-        match connection.call::<_, Bytes>(method, &argument).await {
+        match bench.echo(argument.clone()).await {
             Ok(answer) if answer.len() == argument.len() => counter.one_since(asked),
             Ok(_) | Err(CallError::HandlerFailed | CallError::Cancelled) => counter.error(),
             Err(error) => return error.into(),
@@ -168,10 +169,10 @@ async fn call(connection: Connection, size: u32, counter: Counter) -> BenchError
 }
 
 /// Receives items for ever.
-async fn receive(connection: Connection, size: u32, counter: Counter) -> BenchError {
-    let mut stream: Rx<Bytes> = match connection.call(items(), &size).await {
+async fn receive(bench: BenchClient, size: u32, counter: Counter) -> BenchError {
+    let mut stream = match bench.items(size).await {
         Ok(stream) => stream,
-        Err(error) => return error.into(),
+        Err(error) => return not_sent(error),
     };
     loop {
         match stream.recv().await {
@@ -181,6 +182,12 @@ async fn receive(connection: Connection, size: u32, counter: Counter) -> BenchEr
             Err(error) => return error.into(),
         }
     }
+}
+
+/// Why there are no items.
+fn not_sent(error: CallError<u32>) -> BenchError {
+    let limit = u64::from(ConnectionLimits::default().max_item);
+    error.into_app().map_or_else(BenchError::from, |size| BenchError::ItemTooLarge { size: u64::from(size), limit })
 }
 
 /// Opens a connection and closes it, again and again.

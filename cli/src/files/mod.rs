@@ -16,11 +16,11 @@ pub(crate) use sink::{Hashing, Sink, SinkError, check_target};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tollway::rpc::{MethodId, Rx};
+use tollway::rpc::{CallContext, MethodId, Rx, ServiceClient};
 use tollway_protocol::payment::{MethodPrice, Price, Usage};
 
 /// The service's name.
-pub(crate) const SERVICE: &str = "tollway.files";
+pub(crate) const SERVICE: &str = FilesClient::NAME;
 /// The service's only method.
 const METHOD: &str = "get";
 /// Bytes in each chunk but the last: enough that a frame's cost disappears, a sixteenth of what may be on its way.
@@ -36,9 +36,15 @@ mod code {
     pub(super) const SHRUNK: u32 = 1025;
 }
 
+#[tollway::service(name = "tollway.files")]
+pub(crate) trait Files {
+    /// A file by its name.
+    async fn get(&self, cx: &CallContext, name: String) -> Result<FileReply, FileError>;
+}
+
 /// The answer to `get`.
 #[derive(Debug, Serialize, Deserialize)]
-struct FileReply {
+pub(crate) struct FileReply {
     /// The file's size in bytes. So many come, or the stream breaks off.
     size: u64,
     /// The file's bytes.
@@ -67,7 +73,7 @@ pub(crate) enum FileError {
 
 /// The id of `get`.
 pub(crate) fn method() -> MethodId {
-    MethodId::of(SERVICE, 1, METHOD)
+    MethodId::of(SERVICE, FilesClient::VERSION, METHOD)
 }
 
 /// The price list of a file service with this price for a fetch.

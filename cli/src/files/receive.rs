@@ -7,7 +7,7 @@ use tollway::Connection;
 use tollway::rpc::{CallError, Rx, StreamError};
 use tollway_protocol::payment::Usage;
 
-use super::{FileError, FileReply, Sink, SinkError, code, item_bytes, method, reply_bytes, usage};
+use super::{FileError, FileReply, FilesClient, Sink, SinkError, code, item_bytes, reply_bytes, usage};
 use crate::files::sink::Written;
 
 /// Why a file did not come.
@@ -74,8 +74,8 @@ pub(crate) struct Received {
 /// When the payee does not serve it, or the connection ends.
 pub(crate) async fn request(connection: &Connection, name: &str) -> Result<Incoming, TransferError> {
     let asked = Instant::now();
-    let call = connection.call::<_, FileReply>(method(), name).or_error::<FileError>();
-    let FileReply { size, chunks } = call.await.map_err(|error| match error.into_app() {
+    let files = FilesClient::from(connection.clone());
+    let FileReply { size, chunks } = files.get(name.to_owned()).await.map_err(|error| match error.into_app() {
         Ok(error) => TransferError::Refused { name: name.to_owned(), error },
         Err(error) => TransferError::Call(error),
     })?;

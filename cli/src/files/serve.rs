@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tollway::rpc::{BoxReply, IncomingCall, Reply, Service, StreamError, Tx, stream};
+use tollway::rpc::{CallContext, StreamError, Tx, stream};
 
-use super::{CHUNK, FileError, FileReply, SERVICE, Shelf, code, method};
+use super::{CHUNK, FileError, FileReply, Files, FilesServer, Shelf, code};
 
 /// What is read at once. Two such blocks are in memory for each fetch: one is sent while the other is read.
 const BLOCK: usize = 16 * CHUNK;
@@ -20,49 +19,22 @@ pub(crate) struct FileService {
 }
 
 impl FileService {
-    pub(crate) fn new(shelf: Shelf) -> Self {
-        FileService { shelf }
+    /// The service of a shelf's files. A fetch waits for the disk, so it has a task of its own.
+    pub(crate) fn new(shelf: Shelf) -> FilesServer<Self> {
+        FilesServer::new(FileService { shelf }).inline_within(None)
     }
 }
 
-impl Service for FileService {
-    fn name(&self) -> &str {
-        SERVICE
-    }
-
-    fn call(&self, call: IncomingCall) -> BoxReply {
-        if call.method() != method() {
-            return Reply::unknown_method().boxed();
-        }
-        let (shelf, peer) = (self.shelf.clone(), call.context().peer().to_string());
-        Box::pin(async move {
-            let name: String = match call.args() {
-                Ok(name) => name,
-                Err(error) => return Reply::invalid_payload(&error),
-            };
-            let found = {
-                let name = name.clone();
-                spawn_blocking(move || shelf.find(&name)).await.unwrap_or(Err(FileError::Unreadable))
-            };
-            match found {
-                Ok((file, size)) => {
-                    tracing::info!(%peer, ?name, size, "a file is fetched");
-                    let (chunks, rx) = stream();
-                    let reply = Reply::ok(&FileReply { size, chunks: rx });
-                    tokio::spawn(send(file, size, chunks));
-                    reply
-                }
-                Err(error) => {
-                    tracing::warn!(%peer, ?name, %error, "a file was refused");
-                    Reply::error(&error)
-                }
-            }
-        })
-    }
-
-    fn inline_within(&self) -> Option<Duration> {
-        // A fetch waits for the disk.
-        None
+impl Files for FileService {
+    async fn get(&self, cx: &CallContext, name: String) -> Result<FileReply, FileError> {
+        let (shelf, wanted) = (self.shelf.clone(), name.clone());
+        let found = spawn_blocking(move || shelf.find(&wanted)).await.unwrap_or(Err(FileError::Unreadable));
+        let peer = cx.peer();
+        let (file, size) = found.inspect_err(|error| tracing::warn!(%peer, ?name, %error, "a file was refused"))?;
+        tracing::info!(%peer, ?name, size, "a file is fetched");
+        let (sent, chunks) = stream();
+        tokio::spawn(send(file, size, sent));
+        Ok(FileReply { size, chunks })
     }
 }
 

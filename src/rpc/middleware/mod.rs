@@ -91,9 +91,9 @@ impl<M: ServerMiddleware> AnyServer for M {
     }
 }
 
-/// A stack of [`ClientMiddleware`]. Clones share it.
+/// A stack of [`ClientMiddleware`]. Clones share it; an empty one is nothing but a null pointer.
 #[derive(Clone, Default)]
-pub struct ClientStack(Arc<[Arc<dyn AnyClient>]>);
+pub struct ClientStack(Option<Arc<Vec<Arc<dyn AnyClient>>>>);
 
 impl ClientStack {
     /// Nothing.
@@ -105,24 +105,28 @@ impl ClientStack {
     #[must_use]
     pub fn with(self, middleware: impl ClientMiddleware) -> Self {
         let added: Arc<dyn AnyClient> = Arc::new(middleware);
-        ClientStack(self.0.iter().cloned().chain([added]).collect())
+        ClientStack(Some(Arc::new(self.layers().iter().cloned().chain([added]).collect())))
     }
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
+    }
+
+    fn layers(&self) -> &[Arc<dyn AnyClient>] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl fmt::Debug for ClientStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientStack").field("layers", &self.0.len()).finish()
+        f.debug_struct("ClientStack").field("layers", &self.layers().len()).finish()
     }
 }
 
-/// A stack of [`ServerMiddleware`]. Clones share it.
+/// A stack of [`ServerMiddleware`]. Clones share it; an empty one is nothing but a null pointer.
 #[derive(Clone, Default)]
-pub struct ServerStack(Arc<[Arc<dyn AnyServer>]>);
+pub struct ServerStack(Option<Arc<Vec<Arc<dyn AnyServer>>>>);
 
 impl ServerStack {
     /// Nothing.
@@ -134,18 +138,22 @@ impl ServerStack {
     #[must_use]
     pub fn with(self, middleware: impl ServerMiddleware) -> Self {
         let added: Arc<dyn AnyServer> = Arc::new(middleware);
-        ServerStack(self.0.iter().cloned().chain([added]).collect())
+        ServerStack(Some(Arc::new(self.layers().iter().cloned().chain([added]).collect())))
     }
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
+    }
+
+    fn layers(&self) -> &[Arc<dyn AnyServer>] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl fmt::Debug for ServerStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerStack").field("layers", &self.0.len()).finish()
+        f.debug_struct("ServerStack").field("layers", &self.layers().len()).finish()
     }
 }
 
@@ -195,7 +203,7 @@ impl NextCall {
     /// # Cancel safety
     /// Dropping the future cancels the call at the peer.
     pub fn call(mut self, call: OutgoingCall) -> BoxFuture<'static, Result<Answer, CallError>> {
-        if let Some(layer) = self.stack.0.get(self.at).cloned() {
+        if let Some(layer) = self.stack.layers().get(self.at).cloned() {
             self.at += 1;
             return layer.call(call, self);
         }
@@ -227,7 +235,7 @@ impl fmt::Debug for NextHandler {
 impl NextHandler {
     /// Goes on with the call.
     pub fn handle(mut self, call: IncomingCall) -> BoxReply {
-        match self.stack.0.get(self.at).cloned() {
+        match self.stack.layers().get(self.at).cloned() {
             Some(layer) => {
                 self.at += 1;
                 layer.handle(call, self)
