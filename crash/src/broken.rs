@@ -1,4 +1,4 @@
-//! A wallet's store that can be made to forget one thing. With `TOLLWAY_BREAK` unset it is the store behind it.
+//! A wallet's store that can be made to forget one thing. With every guard in its place it is the store behind it.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,14 @@ use tollway::protocol::payment::{Amount, ChannelId, SignedReceipt};
 #[derive(Debug)]
 pub(crate) struct BrokenWallet {
     wallet: RedbWallet,
-    /// What the process knows of each channel, and a broken store does not write.
-    known: Mutex<HashMap<ChannelId, WalletChannel>>,
+    /// What the process knows of each channel, and the broken store does not write; `None` with a sound one.
+    known: Option<Mutex<HashMap<ChannelId, WalletChannel>>>,
 }
 
 impl BrokenWallet {
     pub(crate) fn new(wallet: RedbWallet) -> Self {
-        BrokenWallet { wallet, known: Mutex::default() }
+        let forgets = std::env::var("TOLLWAY_BREAK").is_ok_and(|guard| guard.starts_with("wallet.forget-"));
+        BrokenWallet { wallet, known: forgets.then(Mutex::default) }
     }
 }
 
@@ -44,7 +45,9 @@ impl WalletStore for BrokenWallet {
         channel: WalletChannel,
         receipt: Option<SignedReceipt>,
     ) -> BoxFuture<'_, Result<(), WalletStoreError>> {
-        self.known.lock().insert(channel.id(), channel.clone());
+        if let Some(known) = &self.known {
+            known.lock().insert(channel.id(), channel.clone());
+        }
         match forget(channel) {
             Some(channel) => self.wallet.save(channel, receipt),
             None => Box::pin(async { Ok(()) }),
@@ -53,9 +56,10 @@ impl WalletStore for BrokenWallet {
 
     fn channels(&self) -> BoxFuture<'_, Result<Vec<WalletChannel>, WalletStoreError>> {
         Box::pin(async {
-            let mut channels: HashMap<_, _> =
-                self.wallet.channels().await?.into_iter().map(|channel| (channel.id(), channel)).collect();
-            channels.extend(self.known.lock().iter().map(|(id, channel)| (*id, channel.clone())));
+            let stored = self.wallet.channels().await?;
+            let Some(known) = &self.known else { return Ok(stored) };
+            let mut channels: HashMap<_, _> = stored.into_iter().map(|channel| (channel.id(), channel)).collect();
+            channels.extend(known.lock().iter().map(|(id, channel)| (*id, channel.clone())));
             let mut channels: Vec<_> = channels.into_values().collect();
             channels.sort_by_key(WalletChannel::id);
             Ok(channels)

@@ -310,8 +310,22 @@ impl<'a> Campaign<'a> {
                 vec![Finding { check, amount: 1, what: Unreadable { role, why }.to_string() }]
             }
         };
+        if !findings.is_empty() {
+            self.keep_evidence()?;
+        }
         self.book(how, findings);
         Ok(())
+    }
+
+    /// Keeps the images and the tape of a finding, for who looks into it.
+    fn keep_evidence(&self) -> Result<(), Failure> {
+        let evidence = self.directory.join(format!("kill-{}", self.report.kills));
+        std::fs::create_dir_all(&evidence)?;
+        for role in Role::ALL {
+            // A file that is no book of its kind may be why there is a finding.
+            let _copied = std::fs::copy(role.file(&self.images), role.file(&evidence));
+        }
+        Ok(std::fs::write(evidence.join("tape.log"), self.witness.lock().tape())?)
     }
 
     fn book(&mut self, how: &str, findings: Vec<Finding>) {

@@ -311,8 +311,13 @@ impl Wallet {
         };
         for channel in known.iter().filter(|channel| self.fits(channel, terms, wanted)) {
             let Some(in_use) = self.take(channel.id()) else { continue };
-            let limits = limits(Some(channel))?;
-            if let Some(channel) = self.finish_deposit(channel.clone()).await? {
+            // Who had it until now may have written it since the list was read.
+            let Some(channel) = self.find(channel.id()).await?.filter(|channel| self.fits(channel, terms, wanted))
+            else {
+                continue;
+            };
+            let limits = limits(Some(&channel))?;
+            if let Some(channel) = self.finish_deposit(channel).await? {
                 return Ok((channel, in_use, limits));
             }
         }
@@ -327,6 +332,10 @@ impl Wallet {
         let in_use = self.take(channel.id());
         let in_use = in_use.ok_or(WalletError::Channel { id: channel.id(), what: "is new and in use" })?;
         Ok((channel, in_use, limits))
+    }
+
+    async fn find(&self, id: ChannelId) -> Result<Option<WalletChannel>, WalletError> {
+        Ok(self.channels().await?.into_iter().find(|channel| channel.id() == id))
     }
 
     fn take(&self, id: ChannelId) -> Option<InUse> {

@@ -2,16 +2,21 @@
 //! connects to the ledger by URL.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus, ResumeRefusal};
+use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus, ResumeRefusal, SignedReceipt};
 
 use super::hostile_tests::{PAYEE, PAYER, Raw, Shop, World, key, method, price_of, read, units, world};
-use super::{PayeeConfig, Wallet, WalletConfig, WalletError, WalletPhase};
+use super::{
+    MemoryWallet, PayeeConfig, StoredReceipt, Wallet, WalletChannel, WalletConfig, WalletError, WalletPhase,
+    WalletStore, WalletStoreError,
+};
 use crate::escrow::{EscrowChannel, LedgerService};
+use crate::future::BoxFuture;
 use crate::rpc::{BoxReply, CallError, IncomingCall, MethodId, Reply, Service, Services};
 use crate::session::{OpenError, Session, SessionConfig};
 
@@ -228,6 +233,61 @@ async fn a_channel_that_is_kept_is_resumed_with_its_counts() {
     let numbers: Vec<_> = wallet.receipts().await.unwrap().iter().map(|kept| kept.receipt.sequence).collect();
     assert_eq!(numbers.len(), 5);
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+}
+
+/// A wallet's store that answers once with what it had a while ago.
+#[derive(Default)]
+struct SlowWallet {
+    wallet: MemoryWallet,
+    /// Whether the next list is held back until `go`.
+    slow: AtomicBool,
+    read: Notify,
+    go: Notify,
+}
+
+impl WalletStore for SlowWallet {
+    fn save(
+        &self,
+        channel: WalletChannel,
+        receipt: Option<SignedReceipt>,
+    ) -> BoxFuture<'_, Result<(), WalletStoreError>> {
+        self.wallet.save(channel, receipt)
+    }
+
+    fn channels(&self) -> BoxFuture<'_, Result<Vec<WalletChannel>, WalletStoreError>> {
+        Box::pin(async {
+            let channels = self.wallet.channels().await;
+            if self.slow.swap(false, Ordering::Relaxed) {
+                self.read.notify_one();
+                self.go.notified().await;
+            }
+            channels
+        })
+    }
+
+    fn receipts(&self) -> BoxFuture<'_, Result<Vec<StoredReceipt>, WalletStoreError>> {
+        self.wallet.receipts()
+    }
+}
+
+/// A channel that was in use when the list of channels was read, and is free when it is taken, is resumed as it is then.
+#[tokio::test]
+async fn a_channel_that_is_taken_is_as_its_last_user_left_it() {
+    let market = market(|config| config.abandon_after = Duration::from_secs(600)).await;
+    let store = Arc::new(SlowWallet::default());
+    let wallet = Wallet::new(WalletConfig { store: store.clone(), ..config(100_000, 5_000) });
+    let paid = wallet.open(&market.session, "shop").await.unwrap();
+    store.slow.store(true, Ordering::Relaxed);
+    let opening = tokio::spawn({
+        let (wallet, session) = (wallet.clone(), market.session.clone());
+        async move { wallet.open(&session, "shop").await }
+    });
+    store.read.notified().await;
+    assert_eq!(read(paid.connection(), 20).await, Ok(20));
+    let kept = paid.keep().await.unwrap();
+    store.go.notify_one();
+    let next = tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap().unwrap();
+    assert_eq!((next.channel_id(), next.stats().received), (kept.channel_id, kept.stats.received));
 }
 
 /// Two connections at once are two channels; one that is free again is taken before another is made.
