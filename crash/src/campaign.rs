@@ -1,6 +1,6 @@
 //! A campaign: kill after kill, the books compared at each, and what went on after it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,8 @@ pub(crate) struct Campaign<'a> {
     plan: &'a Plan,
     runtime: &'a Runtime,
     directory: &'a Path,
-    images: PathBuf,
+    /// Audits so far.
+    audits: u64,
     random: Random,
     witness: Arc<Mutex<Witness>>,
     to_ledger: Proxy,
@@ -117,13 +118,11 @@ impl<'a> Campaign<'a> {
     /// Starts the three.
     pub(crate) fn start(plan: &'a Plan, runtime: &'a Runtime, directory: &'a Path) -> Result<Self, Failure> {
         let witness = Arc::new(Mutex::new(Witness::default()));
-        let images = directory.join("images");
-        std::fs::create_dir_all(&images)?;
         let mut campaign = Campaign {
             plan,
             runtime,
             directory,
-            images,
+            audits: 0,
             random: Random::new(plan.seed),
             to_ledger: runtime.block_on(Proxy::start(None))?,
             to_payee: runtime.block_on(Proxy::start(Some(witness.clone())))?,
@@ -297,7 +296,11 @@ impl<'a> Campaign<'a> {
         while !self.to_payee.is_drained() && Instant::now() < until {
             std::thread::sleep(LOOK);
         }
-        let books = Books::read(self.directory, &self.images, self.runtime.handle());
+        // A new place for each audit: a copy that was read may still be closing, and writes when it does.
+        self.audits += 1;
+        let images = self.directory.join(format!("audit-{}", self.audits));
+        std::fs::create_dir_all(&images)?;
+        let books = Books::read(self.directory, &images, self.runtime.handle());
         self.processes.iter().filter(alive).try_for_each(Process::thaw)?;
         let findings = match books {
             Ok(books) => {
@@ -310,22 +313,14 @@ impl<'a> Campaign<'a> {
                 vec![Finding { check, amount: 1, what: Unreadable { role, why }.to_string() }]
             }
         };
-        if !findings.is_empty() {
-            self.keep_evidence()?;
+        if findings.is_empty() {
+            std::fs::remove_dir_all(&images)?;
+        } else {
+            // They stay for who looks into it, with what was said before.
+            std::fs::write(images.join("tape.log"), self.witness.lock().tape())?;
         }
         self.book(how, findings);
         Ok(())
-    }
-
-    /// Keeps the images and the tape of a finding, for who looks into it.
-    fn keep_evidence(&self) -> Result<(), Failure> {
-        let evidence = self.directory.join(format!("kill-{}", self.report.kills));
-        std::fs::create_dir_all(&evidence)?;
-        for role in Role::ALL {
-            // A file that is no book of its kind may be why there is a finding.
-            let _copied = std::fs::copy(role.file(&self.images), role.file(&evidence));
-        }
-        Ok(std::fs::write(evidence.join("tape.log"), self.witness.lock().tape())?)
     }
 
     fn book(&mut self, how: &str, findings: Vec<Finding>) {
