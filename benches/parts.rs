@@ -139,7 +139,14 @@ fn calls(c: &mut Criterion) {
                     Event::CallRequested(call) => {
                         peer.session_mut().consume_body(connection, call.payload.len());
                         let (metadata, payload) = (Metadata::new(), call.payload);
-                        let spec = ResponseSpec { status: Status::Ok, metadata, payload, slots: &[], cost: None };
+                        let spec = ResponseSpec {
+                            status: Status::Ok,
+                            metadata,
+                            payload,
+                            slots: &[],
+                            cost: None,
+                            paid_before: Amount::ZERO,
+                        };
                         peer.respond(call.call, spec).expect("an answer");
                     }
                     Event::CallAnswered(answer) => {

@@ -16,6 +16,8 @@ pub mod failpoint;
 pub mod future;
 mod handler;
 mod incoming;
+#[cfg(feature = "keystore")]
+pub mod keystore;
 #[cfg(test)]
 mod leak_tests;
 #[cfg(feature = "redb")]

@@ -11,6 +11,7 @@ use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 use tollway_protocol::relay::{RelayError, Side};
 use tollway_protocol::session::{
     CallKey, Event, InboundSlot, IncomingCall as Call, IncomingResponse, MoneyCount, ResponseSpec,
@@ -21,7 +22,7 @@ use crate::driver::Serving;
 use crate::handler::CancelFlag;
 use crate::incoming::{Acceptor, IncomingOpen, OpenDetails};
 use crate::observe::Happened;
-use crate::payment::{OpenRequest, PaymentEvent};
+use crate::payment::{IDEMPOTENCY_KEY, OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
     Aftermath, Answer, AnswerBytes, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore,
@@ -50,6 +51,8 @@ pub(crate) struct Work {
     /// Openers and the handshake's waiter, with what they wait for: their wakers may be anybody's.
     answers: Vec<(oneshot::Sender<OpenAnswer>, OpenAnswer)>,
     opened: Option<(oneshot::Sender<Metadata>, Metadata)>,
+    /// What calls of the peer's have cost, for who waits to hear it.
+    costs: Vec<(oneshot::Sender<Amount>, Amount)>,
     /// Calls of this side have ended.
     calls_ended: bool,
     /// Connections were forgotten.
@@ -96,6 +99,10 @@ impl Work {
         for (open, answer) in self.answers.drain(..) {
             // An opener that was dropped has closed the connection.
             let _abandoned = open.send(answer);
+        }
+        for (tell, charged) in self.costs.drain(..) {
+            // A handler that was dropped doesn't wait.
+            let _dropped = tell.send(charged);
         }
         self.relays.drain(..).for_each(|endpoint| endpoint.tell());
         for (relay, side, end) in self.relays_ended.drain(..) {
@@ -251,6 +258,9 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 Some(slot) => work.after.wake(slot.settle(Outcome::Failed)),
                 None => work.cancel(state, call),
             }
+        }
+        Event::CallCharged { call, charged } => {
+            work.costs.extend(state.costs.remove(&call).map(|tell| (tell, charged)));
         }
         Event::PeerGoingAway { reason, .. } => {
             tracing::debug!(%reason, "the peer is going away");
@@ -427,12 +437,22 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
             payload: Bytes::new(),
             slots: &[],
             cost: None,
+            paid_before: Amount::ZERO,
         };
         // Fails if the connection was closed by a frame that came together with the call.
         let _ended = state.machine.respond(call.call, spec);
         state.machine.consume_body(call.connection, call.payload.len());
         return;
     };
+    // Who pays and names its call may make it again: what it has cost is to be known then.
+    let is_named = cell.service.as_ref().is_some_and(|service| service.payee.is_some())
+        && call.metadata.value(IDEMPOTENCY_KEY).is_some();
+    let cost = is_named.then(|| {
+        let (tell, cost) = oneshot::channel();
+        state.costs.insert(call.call, tell);
+        state.machine.report_charge(call.call);
+        cost
+    });
     let context = CallContext {
         cell,
         connection: call.connection,
@@ -441,6 +461,7 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
         deadline: call.deadline.and_then(|left| Instant::now().checked_add(left)),
         token: OnceLock::new(),
         reservation: None,
+        cost,
     };
     let incoming = IncomingCall { context, payload: call.payload, streams };
     work.calls.push(PendingCall { call: call.call, incoming, cancelled: false });

@@ -19,6 +19,7 @@ use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 use tollway_protocol::relay::{Relayed, Side};
 use tollway_protocol::session::{
     CallKey, CallSpec, CommandError, ConnectionStats, Machine, OpenSpec, PayerMoney, ResponseSpec, SessionStats,
@@ -75,6 +76,8 @@ pub(crate) struct State {
     pub(crate) streams: SecondaryMap<StreamKey, Arc<StreamCore>>,
     /// Streams of calls that wait for their price, until the calls are delivered.
     pub(crate) announced: FxHashMap<CallKey, Vec<InboundStream>>,
+    /// Who waits to hear what a call of the peer's has cost.
+    pub(crate) costs: FxHashMap<CallKey, oneshot::Sender<Amount>>,
     pub(crate) opens: FxHashMap<ConnectionId, oneshot::Sender<OpenAnswer>>,
     pub(crate) connections: FxHashMap<ConnectionId, Arc<ConnectionCell>>,
     pub(crate) mailboxes: FxHashMap<ConnectionId, Arc<Mailbox>>,
@@ -132,10 +135,13 @@ impl State {
         reply: Reply,
         after: &mut Aftermath,
     ) -> Result<(), Refused> {
-        let Reply { status, metadata, payload, slots, cost } = reply;
+        let Reply { status, metadata, payload, slots, cost, paid_before } = reply;
         self.machine.consume_body(body.connection, body.bytes);
         let flows = slots.flows();
-        match self.machine.respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows, cost }) {
+        match self
+            .machine
+            .respond(body.call, ResponseSpec { status, metadata, payload, slots: &flows, cost, paid_before })
+        {
             Ok(keys) => {
                 self.bind_streams(shared, body.connection, slots, &keys, after);
                 Ok(())
@@ -179,6 +185,7 @@ impl Shared {
             served: SecondaryMap::new(),
             streams: SecondaryMap::new(),
             announced: FxHashMap::default(),
+            costs: FxHashMap::default(),
             opens: FxHashMap::default(),
             connections: FxHashMap::default(),
             mailboxes: FxHashMap::default(),

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tollway::conduit::endpoint::Endpoint;
 use tollway::escrow::{Ledger, LedgerConfig, LedgerService, LocalLedger};
 use tollway::payment::{AboveReservation, PaidConnection, Payee, PayeeConfig, Wallet, WalletConfig, WalletError};
+use tollway::protocol::error::code;
 use tollway::protocol::payment::{Amount, LedgerIdentity, MethodPrice, Price, SecretKey};
 use tollway::rpc::{
     BoxReply, CallError, IncomingCall, MeterStream, MethodId, Reply, Rx, Service, Services, StreamError,
@@ -25,6 +26,8 @@ fn method(name: &str) -> MethodId {
 struct Model {
     started: Arc<Semaphore>,
     asked: Arc<AtomicU64>,
+    /// Lets handlers of `slow` end.
+    gate: Arc<Semaphore>,
 }
 
 impl Service for Model {
@@ -50,7 +53,10 @@ impl Service for Model {
             let reservation = context.reservation().expect("the price has a maximum").clone();
             this.started.add_permits(1);
             let cost = Amount::from(tokens);
-            if name == method("answer") {
+            if name == method("slow") {
+                this.gate.acquire().await.expect("open").forget();
+            }
+            if name == method("answer") || name == method("slow") {
                 match reservation.commit(cost) {
                     Ok(()) => Reply::ok(&tokens),
                     Err(AboveReservation { maximum, .. }) => Reply::error(&maximum.to_string()),
@@ -65,6 +71,7 @@ impl Service for Model {
 }
 
 struct World {
+    ledger: LocalLedger,
     payee: Arc<Payee>,
     store: Arc<MemoryStore>,
     endpoint: Endpoint,
@@ -77,7 +84,10 @@ fn key(seed: u8) -> SecretKey {
 
 async fn world(change: impl FnOnce(&mut PayeeConfig)) -> World {
     let config = LedgerConfig { dev: true, ..LedgerConfig::default() };
-    let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(9)), config));
+    world_on(LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(9)), config)), change).await
+}
+
+async fn world_on(ledger: LocalLedger, change: impl FnOnce(&mut PayeeConfig)) -> World {
     let any = "tcp://127.0.0.1:0".parse().expect("an endpoint");
     let mut server = Server::bind(&any, SessionConfig::default()).await.expect("a port");
     let endpoint = server.endpoint().clone();
@@ -89,17 +99,18 @@ async fn world(change: impl FnOnce(&mut PayeeConfig)) -> World {
         max_item_bytes: 16,
         max_answer_bytes: 100,
     };
-    let reserved = ["answer", "reply", "forever"].map(|name| priced(name, "call=10,max=1000"));
+    let reserved = ["answer", "reply", "forever", "slow"].map(|name| priced(name, "call=10,max=1000"));
     let prices = reserved.into_iter().chain([priced("ticks", "item=3")]).collect();
     let mut config = PayeeConfig::new(key(2), Arc::new(ledger.clone()), store.clone(), "model", prices);
     config.ledger_url = Some(endpoint.to_string());
     change(&mut config);
     let payee = Payee::new(config).expect("terms");
-    let model = Model { started: Arc::new(Semaphore::new(0)), asked: Arc::default() };
-    let services = Services::new().with_paid(model.clone(), payee.clone()).with(LedgerService::new(ledger));
+    let model =
+        Model { started: Arc::new(Semaphore::new(0)), asked: Arc::default(), gate: Arc::new(Semaphore::new(0)) };
+    let services = Services::new().with_paid(model.clone(), payee.clone()).with(LedgerService::new(ledger.clone()));
     server.set_config(SessionConfig { services, ..SessionConfig::default() });
     tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
-    World { payee, store, endpoint, model }
+    World { ledger, payee, store, endpoint, model }
 }
 
 impl World {
@@ -241,6 +252,105 @@ async fn no_more_calls_run_at_once_than_their_maximum_leaves_room_for_in_the_cap
         world.model.started.acquire_many(8).await.expect("open").forget();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(world.model.started.available_permits(), 0, "the others wait for their turn");
+    })
+    .await;
+}
+
+/// `[pay.key.once]`, `[pay.key.arguments]`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_repeated_with_its_key_is_neither_executed_nor_charged_again() {
+    within(async {
+        let world = world(|_| {}).await;
+        let wallet = world.wallet(1_000_000, 5_000);
+        let paid = world.open(&wallet).await;
+        let ask = |paid: &PaidConnection, name, tokens: u64, key: &'static str| {
+            let connection = paid.connection().clone();
+            async move { connection.call::<_, u64>(method(name), &tokens).with_idempotency_key(key).response().await }
+        };
+        for charged in [700, 0, 0] {
+            let response = ask(&paid, "answer", 700, "one").await.expect("an answer");
+            assert_eq!((response.value, response.charged), (700, Amount::new(charged)));
+        }
+        assert_eq!(world.model.started.available_permits(), 1, "it was executed once");
+        let reused = ask(&paid, "answer", 701, "one").await;
+        assert!(matches!(reused, Err(CallError::Refused(reason)) if reason.code == code::KEY_REUSED));
+        let other = ask(&paid, "reply", 20, "one").await.expect("another method has keys of its own");
+        assert_eq!(other.charged, Amount::new(20));
+        // What the payee's own failure ends is free, and may be tried again.
+        for _ in 0..2 {
+            assert!(matches!(ask(&paid, "reply", 1001, "bad").await, Err(CallError::HandlerFailed)));
+        }
+        let too_long: String = "k".repeat(129);
+        let long = paid.connection().call::<_, u64>(method("answer"), &1u64).with_idempotency_key(too_long).await;
+        assert!(matches!(long, Err(CallError::Refused(_))));
+        let closed = paid.close().await.expect("a receipt");
+        assert_eq!((closed.stats.received, closed.receipt.settled), (Amount::new(720), Amount::new(720)));
+    })
+    .await;
+}
+
+/// `[pay.key.once]`: the connection breaks while the handler runs; both attempts together cost what the call costs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_was_lost_with_its_connection_is_given_to_who_asks_again() {
+    within(async {
+        let world = world(|_| {}).await;
+        let wallet = world.wallet(1_000_000, 5_000);
+        let paid = world.open(&wallet).await;
+        let slow = |paid: &PaidConnection| {
+            let connection = paid.connection().clone();
+            async move { connection.call::<_, u64>(method("slow"), &500u64).with_idempotency_key("lost").response().await }
+        };
+        let first = tokio::spawn(slow(&paid));
+        world.model.started.acquire().await.expect("open").forget();
+        // It ends with its session, and the handler runs on.
+        drop(paid);
+        first.abort();
+        let paid = world.open(&wallet).await;
+        world.model.gate.add_permits(1);
+        let response = slow(&paid).await.expect("an answer");
+        assert_eq!((response.value, response.charged), (500, Amount::new(490)), "10 were paid when it was lost");
+        assert_eq!(slow(&paid).await.expect("an answer").charged, Amount::ZERO);
+        assert_eq!(world.model.started.available_permits(), 0, "it was executed once");
+        let closed = paid.close().await.expect("a receipt");
+        assert_eq!((closed.receipt.spent, closed.receipt.settled), (Amount::new(500), Amount::new(500)));
+    })
+    .await;
+}
+
+/// `[pay.key.once]`: a record that survives the process has the answer, and of a call that was cut off that it was made.
+#[cfg(feature = "redb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_in_a_durable_store_outlive_the_payee() {
+    use tollway::store::RedbStore;
+    within(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("payee.redb");
+        let reopened = || Arc::new(RedbStore::open(&file).expect("a store"));
+        let durable = |store: Arc<RedbStore>| move |config: &mut PayeeConfig| config.store = store;
+        let first = world(durable(reopened())).await;
+        let wallet = first.wallet(1_000_000, 5_000);
+        let ask = |paid: &PaidConnection, name, key: &'static str| {
+            let connection = paid.connection().clone();
+            async move { connection.call::<_, u64>(method(name), &700u64).with_idempotency_key(key).response().await }
+        };
+        let paid = first.open(&wallet).await;
+        assert_eq!(ask(&paid, "answer", "kept").await.expect("an answer").charged, Amount::new(700));
+        let cut = tokio::spawn(ask(&paid, "slow", "cut off"));
+        first.model.started.acquire_many(2).await.expect("open").forget();
+        let ledger = first.ledger.clone();
+        // The process is gone: nothing of it answers any more, and the file is as a crash leaves it.
+        let copy = dir.path().join("copy.redb");
+        std::fs::copy(&file, &copy).expect("a copy");
+        drop(paid);
+        cut.abort();
+        let store = Arc::new(RedbStore::open(&copy).expect("a store"));
+        let second = world_on(ledger, durable(store)).await;
+        let paid = second.open(&wallet).await;
+        let again = ask(&paid, "answer", "kept").await.expect("an answer");
+        assert_eq!((again.value, again.charged), (700, Amount::ZERO));
+        let lost = ask(&paid, "slow", "cut off").await;
+        assert!(matches!(lost, Err(CallError::Refused(reason)) if reason.code == code::ANSWER_NOT_KEPT));
+        assert_eq!(second.model.started.available_permits(), 0, "nothing was executed again");
     })
     .await;
 }

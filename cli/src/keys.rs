@@ -1,12 +1,37 @@
-//! Key files: one line, `0x` and 64 hex digits, readable by their owner alone.
+//! Key files: an Ethereum keystore that a passphrase encrypts, or one line, `0x` and 64 hex digits; in either form readable by
+//! their owner alone.
 //!
-//! A key is never printed and never overwritten, and a file that others can read is not used: who reads it can spend.
+//! A key is never printed and never overwritten, and a file that others can read is not used: who reads it can spend. A
+//! passphrase comes from a file or from the terminal, never from the command line, which others on the machine can see.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use tollway::keystore::{self, KeystoreError, MAX_KEYSTORE_BYTES};
 use tollway_protocol::payment::{Address, Hex, SecretKey, SecretKeyError, parse_hex};
+use zeroize::Zeroizing;
+
+/// The longest passphrase, in bytes: what is longer in a passphrase file is no passphrase.
+const MAX_PASSPHRASE_BYTES: u64 = 4096;
+
+/// Where passphrases are read, when not on the terminal; from the command line, once.
+static PASSPHRASE_FILE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Reads passphrases from this file.
+pub(crate) fn set_passphrase_file(path: PathBuf) {
+    // The command line is looked at once.
+    let _again = PASSPHRASE_FILE.set(path);
+}
+
+/// How a key lies in its file.
+pub(crate) enum Protection {
+    /// As it is.
+    Plain,
+    /// Encrypted with this passphrase.
+    Passphrase(Zeroizing<Vec<u8>>),
+}
 
 /// What can be wrong with a key file. Nothing of its content is ever in an error.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +48,7 @@ pub(crate) enum KeyFileError {
         source: io::Error,
     },
     /// The file is not there.
-    #[error("there is no key file {path}: make one with `tollway keygen {path}`", path = .0.display())]
+    #[error("there is no file {path}: make a key with `tollway key new {path}`", path = .0.display())]
     Missing(PathBuf),
     /// The file cannot be read.
     #[error("cannot read the key file {}: {source}", .path.display())]
@@ -46,7 +71,7 @@ pub(crate) enum KeyFileError {
         mode: u32,
     },
     /// There is something else in the file.
-    #[error("{} is not a key file: it must be one line with 0x and 64 hex digits", .0.display())]
+    #[error("{} is not a key file: it must be an Ethereum keystore, or one line with 0x and 64 hex digits", .0.display())]
     Malformed(PathBuf),
     /// The number in the file is not a key.
     #[error("{} is not a key file: {source}", .path.display())]
@@ -56,6 +81,23 @@ pub(crate) enum KeyFileError {
         /// Why not.
         source: SecretKeyError,
     },
+    /// The keystore cannot be read or made.
+    #[error("{}: {source}", .path.display())]
+    Keystore {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: KeystoreError,
+    },
+    /// The key is encrypted, and nobody can be asked for the passphrase.
+    #[error("{}: its passphrase is needed: give --passphrase-file FILE, or start the command on a terminal", .0.display())]
+    NoPassphrase(PathBuf),
+    /// The terminal could not be read.
+    #[error("cannot read a passphrase from the terminal: {0}")]
+    Terminal(#[source] io::Error),
+    /// Two different passphrases, or none.
+    #[error("the passphrase is empty, or was not given the same twice")]
+    BadPassphrase,
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
@@ -82,6 +124,25 @@ pub(crate) fn generate() -> Result<SecretKey, KeyFileError> {
 /// When the file exists or cannot be written; then no half of a key is left.
 pub(crate) fn create(path: &Path) -> Result<Address, KeyFileError> {
     let key = generate()?;
+    write(&key, path, &Protection::Plain)?;
+    Ok(key.address())
+}
+
+/// Writes a key into a new file that only the owner can read.
+///
+/// # Errors
+/// When the file exists or cannot be written; then no half of a key is left.
+pub(crate) fn write(key: &SecretKey, path: &Path, protection: &Protection) -> Result<(), KeyFileError> {
+    let text = match protection {
+        Protection::Plain => {
+            let secret = Zeroizing::new(key.to_bytes());
+            Zeroizing::new(Hex(secret.as_slice()).to_string())
+        }
+        Protection::Passphrase(passphrase) => Zeroizing::new(
+            keystore::encrypt(key, passphrase)
+                .map_err(|source| KeyFileError::Keystore { path: path.to_owned(), source })?,
+        ),
+    };
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => KeyFileError::Exists(path.to_owned()),
         _ => KeyFileError::Write { path: path.to_owned(), source },
@@ -91,20 +152,87 @@ pub(crate) fn create(path: &Path) -> Result<Address, KeyFileError> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path).map_err(failed)?;
-    let written = writeln!(file, "{}", Hex(&key.to_bytes())).and_then(|()| file.sync_all());
+    let written = writeln!(file, "{}", *text).and_then(|()| file.sync_all());
     if let Err(error) = written {
         // The error of the write is the one to tell; a file without a whole key is of no use to anybody.
         let _ = std::fs::remove_file(path);
         return Err(failed(error));
     }
-    Ok(key.address())
+    Ok(())
 }
 
-/// Reads a key file.
+/// Reads a key file, and asks for its passphrase if it has one.
+///
+/// # Errors
+/// When it is not there, not a key file, open to others than its owner, or the passphrase is wrong.
+pub(crate) fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
+    let text = read_private(path, MAX_KEYSTORE_BYTES as u64)?;
+    if is_keystore(&text) {
+        let passphrase = passphrase(path)?;
+        return keystore::decrypt(&text, &passphrase)
+            .map_err(|source| KeyFileError::Keystore { path: path.to_owned(), source });
+    }
+    let bytes = parse_hex(text.trim_end()).map(Zeroizing::new).map_err(|_| KeyFileError::Malformed(path.to_owned()))?;
+    SecretKey::from_bytes(*bytes).map_err(|source| KeyFileError::NotAKey { path: path.to_owned(), source })
+}
+
+/// The address that an encrypted key file states beside its key; `None` for a plain one.
 ///
 /// # Errors
 /// When it is not there, not a key file, or open to others than its owner.
-pub(crate) fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
+pub(crate) fn stated_address(path: &Path) -> Result<Option<Address>, KeyFileError> {
+    let text = read_private(path, MAX_KEYSTORE_BYTES as u64)?;
+    if !is_keystore(&text) {
+        return Ok(None);
+    }
+    keystore::stated_address(&text).map_err(|source| KeyFileError::Keystore { path: path.to_owned(), source })
+}
+
+fn is_keystore(text: &str) -> bool {
+    text.trim_start().starts_with('{')
+}
+
+/// The passphrase of a key file.
+fn passphrase(of: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    match PASSPHRASE_FILE.get() {
+        Some(path) => passphrase_in(path),
+        None if io::stdin().is_terminal() => ask(&format!("Passphrase of {}: ", of.display())),
+        None => Err(KeyFileError::NoPassphrase(of.to_owned())),
+    }
+}
+
+/// The passphrase for a new key file, asked twice on a terminal.
+///
+/// # Errors
+/// When it is empty, differs, or cannot be asked for.
+pub(crate) fn new_passphrase() -> Result<Protection, KeyFileError> {
+    let passphrase = match PASSPHRASE_FILE.get() {
+        Some(path) => passphrase_in(path)?,
+        None if io::stdin().is_terminal() => {
+            let (first, second) = (ask("New passphrase: ")?, ask("Once more: ")?);
+            if first != second {
+                return Err(KeyFileError::BadPassphrase);
+            }
+            first
+        }
+        None => return Err(KeyFileError::NoPassphrase(PathBuf::from("the new key file"))),
+    };
+    if passphrase.is_empty() { Err(KeyFileError::BadPassphrase) } else { Ok(Protection::Passphrase(passphrase)) }
+}
+
+fn ask(prompt: &str) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let typed = rpassword::prompt_password(prompt).map_err(KeyFileError::Terminal)?;
+    Ok(Zeroizing::new(typed.into_bytes()))
+}
+
+/// The first line of a passphrase file: editors end it with a line feed, which belongs to no passphrase.
+fn passphrase_in(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let text = read_private(path, MAX_PASSPHRASE_BYTES)?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().as_bytes().to_vec()))
+}
+
+/// Reads a file that others must not read, up to `limit` bytes.
+fn read_private(path: &Path, limit: u64) -> Result<Zeroizing<String>, KeyFileError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing(path.to_owned()),
         _ => KeyFileError::Read { path: path.to_owned(), source },
@@ -118,17 +246,14 @@ pub(crate) fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
             return Err(KeyFileError::OpenToOthers { path: path.to_owned(), mode });
         }
     }
-    let mut text = String::new();
-    // A key file has 67 bytes; what is longer is none, whatever its size.
-    match file.take(128).read_to_string(&mut text) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            return Err(KeyFileError::Malformed(path.to_owned()));
-        }
-        Err(error) => return Err(failed(error)),
+    // In one piece, so that no smaller buffer with a part of it is left behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_KEYSTORE_BYTES + 1));
+    match file.take(limit + 1).read_to_string(&mut text) {
+        Ok(_) if text.len() as u64 <= limit => Ok(text),
+        Ok(_) => Err(KeyFileError::Malformed(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(KeyFileError::Malformed(path.to_owned())),
+        Err(error) => Err(failed(error)),
     }
-    let bytes = parse_hex(text.trim_end()).map_err(|_| KeyFileError::Malformed(path.to_owned()))?;
-    SecretKey::from_bytes(bytes).map_err(|source| KeyFileError::NotAKey { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod fetch;
 mod files;
 mod inspect;
 mod interrupt;
+mod key;
 mod keygen;
 mod keys;
 mod ledger;
@@ -38,6 +39,10 @@ use interrupt::Interrupts;
 #[derive(Parser)]
 #[command(name = "tollway", version, after_help = HELP)]
 struct Arguments {
+    /// A file, for its owner alone, whose first line is the passphrase of encrypted key files. Without it the passphrase is
+    /// asked for on the terminal.
+    #[arg(long, global = true, value_name = "FILE", env = "TOLLWAY_PASSPHRASE_FILE")]
+    passphrase_file: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -60,8 +65,11 @@ order, with open channels closed; the second ends it at once.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a key in a new file and print its address.
+    /// Make a plain key in a new file and print its address: `key new --plain`.
     Keygen(keygen::Arguments),
+    /// Make keys, encrypted with a passphrase, and look at them.
+    #[command(subcommand)]
+    Key(key::Command),
     /// Run a local ledger, which holds deposits, and give orders to one.
     #[command(subcommand)]
     Ledger(ledger::Command),
@@ -103,8 +111,12 @@ enum VoucherCommand {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log();
+    if let Some(path) = arguments.passphrase_file {
+        keys::set_passphrase_file(path);
+    }
     let result = match arguments.command {
         Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Key(command) => key::run(command),
         Command::Ledger(command) => in_runtime(|i| ledger::run(command, i)),
         Command::Serve(arguments) => in_runtime(|i| serve::run(arguments, i)),
         Command::Fetch(arguments) => in_runtime(|i| fetch::run(arguments, i)),

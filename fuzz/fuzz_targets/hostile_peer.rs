@@ -223,7 +223,8 @@ impl Stage {
         let Some(call) = pick(&self.served, on) else { return };
         let slots = &Self::flows(how);
         let payload = vec![0; usize::from(how % 100)].into();
-        let spec = ResponseSpec { status: Status::Ok, metadata: Metadata::new(), payload, slots, cost: None };
+        let (metadata, paid_before) = (Metadata::new(), Amount::ZERO);
+        let spec = ResponseSpec { status: Status::Ok, metadata, payload, slots, cost: None, paid_before };
         if let Ok(streams) = self.peer.respond(call, spec) {
             self.begin(streams);
         }

@@ -223,6 +223,10 @@ pub mod code {
     pub const FORBIDDEN: u32 = 28;
     /// The deadline of the stream's call has passed.
     pub const DEADLINE: u32 = 29;
+    /// An idempotency key was used with other arguments.
+    pub const KEY_REUSED: u32 = 30;
+    /// The call with this idempotency key was executed, and its answer was not kept.
+    pub const ANSWER_NOT_KEPT: u32 = 31;
     /// The first code that is free for the application.
     pub const APPLICATION: u32 = 1024;
 }

@@ -4,6 +4,7 @@
 //! [`Wallet`] buys: it deposits, meters what arrives by itself, and signs ahead within its bounds. Neither stands on a
 //! frame's path: the session holds an integer credit, or a count, and tells these tasks when it matters.
 
+mod answers;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod flood_tests;
@@ -33,6 +34,7 @@ mod wallet_store;
 mod wallet_tests;
 mod windows;
 
+pub use answers::{ANSWER_AGE, IDEMPOTENCY_KEY, MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, MAX_KEY_BYTES, MAX_KEYS};
 pub(crate) use mailbox::{Mailbox, PaymentEvent};
 pub use paid::{ClosedChannel, KeptChannel, PaidConnection, PaymentStats};
 pub(crate) use payee::OpenRequest;

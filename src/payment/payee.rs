@@ -27,6 +27,7 @@ use tollway_protocol::payment::{
 };
 use tollway_protocol::session::PriceTable;
 
+use super::answers::{Answers, IDEMPOTENCY_KEY, PaidFrom};
 use super::mailbox::{Mailbox, PaymentEvent};
 use super::payee_task::PayeeTask;
 use super::reservation::{self, Reservation};
@@ -258,6 +259,7 @@ pub struct Payee {
     pub(super) prices: Arc<PriceTable>,
     /// What is reserved for a call, by method.
     reserved: FxHashMap<u64, Amount>,
+    pub(super) answers: Answers,
     challenge_key: ChallengeKey,
     /// Challenges are dated from here on: a clock that is set back would bring used ones back.
     born: Instant,
@@ -379,6 +381,7 @@ impl Payee {
             terms_hash: signed.hash(),
             prices: Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect()),
             reserved: reserved(&terms).collect(),
+            answers: Answers::default(),
             terms,
             signed,
             config,
@@ -395,7 +398,15 @@ impl Payee {
     }
 
     /// Starts a call of a service that is sold.
-    pub(crate) fn call(&self, service: &dyn Service, mut incoming: IncomingCall) -> BoxReply {
+    pub(crate) fn call(self: &Arc<Self>, service: &Arc<dyn Service>, incoming: IncomingCall) -> BoxReply {
+        match incoming.context.metadata.value(IDEMPOTENCY_KEY) {
+            Some(_) => self.call_once(service, incoming),
+            None => self.call_reserved(&**service, incoming),
+        }
+    }
+
+    /// Starts a call with the reservation that its price asks for.
+    pub(super) fn call_reserved(&self, service: &dyn Service, mut incoming: IncomingCall) -> BoxReply {
         let Some(&maximum) = self.reserved.get(&incoming.method().0) else { return service.call(incoming) };
         let reservation = Arc::new(Reservation::new(maximum));
         incoming.context.reservation = Some(reservation.clone());
@@ -697,6 +708,7 @@ impl OpenRequest {
             mailbox,
             (claim, turn),
         );
+        self.cell.data().insert(PaidFrom(id));
         task.accept(self.affordable_limits());
         Ok((task, running))
     }

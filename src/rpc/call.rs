@@ -73,6 +73,19 @@ impl<'a, R, E> Call<'a, R, E> {
         self
     }
 
+    /// Gives the call a name, by which a paid service knows it again: made once more with the same key and arguments, after a
+    /// lost connection say, it is not executed twice and costs nothing more. It is answered as the first time, or with
+    /// [`ANSWER_NOT_KEPT`](tollway_protocol::error::code::ANSWER_NOT_KEPT). A payee remembers keys for
+    /// [`ANSWER_AGE`](crate::payment::ANSWER_AGE), for each payment channel and method; they have at most
+    /// [`MAX_KEY_BYTES`](crate::payment::MAX_KEY_BYTES). A call with a key runs to its end, also when it is cancelled.
+    pub fn with_idempotency_key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        if let Stage::Start(_, request) = &mut self.future.stage {
+            let metadata = std::mem::take(&mut request.metadata);
+            request.metadata = metadata.with(crate::payment::IDEMPOTENCY_KEY, key);
+        }
+        self
+    }
+
     /// Gives the call time until then: what is left of it travels along, and both sides end the call when it has passed, with
     /// its streams. A call that a handler makes has at most what is left of its own.
     ///

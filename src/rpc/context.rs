@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 
 use super::meter::Meter;
 use super::method::MethodId;
@@ -32,6 +34,8 @@ pub struct CallContext {
     /// Made for the first that asks; cancelled with the context, which lives as long as the handler.
     pub(crate) token: OnceLock<CancellationToken>,
     pub(crate) reservation: Option<Arc<Reservation>>,
+    /// Says what a call with an idempotency key has cost.
+    pub(crate) cost: Option<oneshot::Receiver<Amount>>,
 }
 
 impl fmt::Debug for CallContext {

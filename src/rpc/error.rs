@@ -286,6 +286,7 @@ impl<E> CallError<E> {
         match self {
             CallError::App(_) | CallError::InvalidAnswer(_) => Execution::Executed,
             CallError::TooLarge { body: Body::Response, .. } => Execution::Executed,
+            CallError::Refused(reason) if reason.code == code::ANSWER_NOT_KEPT => Execution::Executed,
             // Which side it was is not known.
             CallError::Cancelled | CallError::HandlerFailed | CallError::AtCapacity => Execution::MaybeExecuted,
             // A response may wait for its price as well as a call.

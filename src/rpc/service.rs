@@ -176,6 +176,8 @@ pub struct Reply {
     pub(crate) payload: Bytes,
     pub(crate) slots: OutboundSlots,
     pub(crate) cost: Option<Amount>,
+    /// What earlier attempts of the same call have cost.
+    pub(crate) paid_before: Amount,
 }
 
 impl fmt::Debug for Reply {
@@ -190,12 +192,12 @@ impl fmt::Debug for Reply {
 impl Reply {
     pub(crate) fn empty(status: Status) -> Self {
         let (metadata, payload, slots) = (Metadata::new(), Bytes::new(), OutboundSlots::default());
-        Reply { status, metadata, payload, slots, cost: None }
+        Reply { status, metadata, payload, slots, cost: None, paid_before: Amount::ZERO }
     }
 
     fn encoded<T: Serialize + ?Sized>(status: Status, value: &T) -> Self {
         match codec::encode(value) {
-            Ok((payload, slots)) => Reply { status, metadata: Metadata::new(), payload, slots, cost: None },
+            Ok((payload, slots)) => Reply { payload, slots, ..Reply::empty(status) },
             Err(error) => {
                 tracing::error!(%error, "a handler's answer cannot be encoded");
                 Reply::empty(Status::HandlerFailed)
@@ -311,7 +313,7 @@ impl ServiceEntry {
     /// Starts a call, with what its price asks for around it.
     pub(crate) fn call(&self, incoming: IncomingCall) -> BoxReply {
         match &self.payee {
-            Some(payee) => payee.call(&*self.service, incoming),
+            Some(payee) => payee.call(&self.service, incoming),
             None => self.service.call(incoming),
         }
     }

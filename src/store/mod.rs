@@ -28,8 +28,10 @@ pub use redb::RedbStore;
 pub(crate) use redb::verify_file;
 pub use watch::{ChannelWatch, WatchClosed, Watchers};
 
-use tollway_protocol::payment::ChannelId;
+use serde::{Deserialize, Serialize};
+use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::channel::ChannelPhase;
+use tollway_protocol::payment::{Amount, ChannelId, Hash};
 
 use crate::future::BoxFuture;
 
@@ -104,11 +106,55 @@ pub trait ChannelStore: Send + Sync + 'static {
     /// [`StoreError::Backend`].
     fn list(&self, after: Option<ChannelId>, limit: usize) -> BoxFuture<'_, Result<Vec<ChannelId>, StoreError>>;
 
+    /// What became of a call with an idempotency key, if it was kept. A store that does not survive the process keeps none:
+    /// the payee remembers them itself.
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`].
+    fn load_answer(&self, id: Hash) -> BoxFuture<'_, Result<Option<KeptAnswer>, StoreError>> {
+        let _ = id;
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Keeps what became of a call with an idempotency key, or with `None` forgets it. It is durable when it returns. The
+    /// oldest are forgotten when there are more than [`MAX_KEYS`](crate::payment::MAX_KEYS).
+    ///
+    /// # Errors
+    /// [`StoreError::Backend`].
+    fn keep_answer(&self, id: Hash, answer: Option<KeptAnswer>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = (id, answer);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Whether what is stored is there after the process has ended. If it is not, channels are closed before a payee
     /// stops; if it is, they stay open for payers that come back.
     fn survives_restart(&self) -> bool {
         false
     }
+}
+
+/// What became of a call with an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAnswer {
+    /// The keccak256 of its arguments.
+    pub args: Hash,
+    /// When it was noted, in milliseconds since the Unix epoch.
+    pub made_ms: u64,
+    /// The answer; `None` for one that was not kept, or of a call that may have been executed.
+    pub body: Option<AnswerBody>,
+}
+
+/// An answer as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerBody {
+    /// Whether it is the method's own error.
+    pub is_error: bool,
+    /// What was sent along.
+    pub metadata: Metadata,
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// The cost that it stated, in base units.
+    pub cost: Option<Amount>,
 }
 
 /// What every store checks before it writes, inside the transaction that writes: the version, the record in itself,

@@ -7,15 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use redb::{ReadableTable, WriteTransaction};
-use tollway_protocol::payment::ChannelId;
+use redb::{ReadableTable, ReadableTableMetadata, WriteTransaction};
+use tollway_protocol::payment::{ChannelId, Hash};
 
-use super::{ChannelRecord, ChannelStore, ChannelWatch, StoreError, Watchers, check_evict, check_update};
+use super::{ChannelRecord, ChannelStore, ChannelWatch, KeptAnswer, StoreError, Watchers, check_evict, check_update};
 use crate::disk::{self, Disk, DiskError, Effect, FileKind, StorageBackend, Table, for_each_row};
 use crate::future::BoxFuture;
+use crate::payment::MAX_KEYS;
 
 /// Records by channel id.
 const CHANNELS: Table = Table::new("channels");
+/// What became of calls with an idempotency key, by the hash that names them.
+const ANSWERS: Table = Table::new("answers");
 /// One row: the last version that was given to a record, over the whole store.
 const LAST_VERSION: Table = Table::new("last-version");
 
@@ -166,6 +169,29 @@ fn remove(transaction: &WriteTransaction, id: ChannelId, expected: u64) -> Chang
     Ok((Ok(next_version(transaction)?), Effect::Written))
 }
 
+/// Beyond the bound the older half is forgotten at once, so that looking for it is rare.
+fn keep_answer(
+    transaction: &WriteTransaction,
+    id: Hash,
+    answer: Option<&KeptAnswer>,
+) -> Result<((), Effect), DiskError> {
+    let mut answers = transaction.open_table(ANSWERS)?;
+    match answer {
+        Some(answer) => drop(answers.insert(id.0.as_slice(), disk::encode(answer)?.as_slice())?),
+        None => drop(answers.remove(id.0.as_slice())?),
+    }
+    if answers.len()? > MAX_KEYS as u64 {
+        let mut ages = Vec::with_capacity(MAX_KEYS);
+        for row in answers.iter()? {
+            ages.push(disk::decode::<KeptAnswer>(row?.1.value())?.made_ms);
+        }
+        ages.sort_unstable();
+        let middle = ages.get(ages.len() / 2).copied().unwrap_or_default();
+        answers.retain(|_, row| disk::decode::<KeptAnswer>(row).is_ok_and(|kept| kept.made_ms >= middle))?;
+    }
+    Ok(((), Effect::Written))
+}
+
 fn next_version(transaction: &WriteTransaction) -> Result<u64, DiskError> {
     let mut table = transaction.open_table(LAST_VERSION)?;
     let last = version_in(table.get([].as_slice())?.as_ref().map(redb::AccessGuard::value))?;
@@ -239,6 +265,20 @@ impl ChannelStore for RedbStore {
             Ok(ids)
         };
         Box::pin(async move { self.disk.read(read).await.map_err(backend) })
+    }
+
+    fn load_answer(&self, id: Hash) -> BoxFuture<'_, Result<Option<KeptAnswer>, StoreError>> {
+        let read = move |transaction: &redb::ReadTransaction| match transaction.open_table(ANSWERS) {
+            Ok(answers) => answers.get(id.0.as_slice())?.map(|row| disk::decode(row.value())).transpose(),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        Box::pin(async move { self.disk.read(read).await.map_err(backend) })
+    }
+
+    fn keep_answer(&self, id: Hash, answer: Option<KeptAnswer>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let write = move |transaction: &WriteTransaction| keep_answer(transaction, id, answer.as_ref());
+        Box::pin(async move { self.disk.write(write, |()| ()).await.map_err(backend) })
     }
 
     fn survives_restart(&self) -> bool {

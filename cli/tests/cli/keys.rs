@@ -70,3 +70,56 @@ fn wrong_usage_is_told_apart_from_failure() {
     assert_eq!(nowhere.code, Some(2));
     assert!(nowhere.stderr.contains("--store"), "{nowhere:?}");
 }
+
+#[test]
+fn an_encrypted_key_is_made_shown_used_exported_and_imported() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).into_os_string();
+    let write_private = |name: &str, text: &str| {
+        std::fs::write(path(name), text).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    };
+    write_private("passphrase", "correct horse\n");
+    write_private("wrong", "battery staple\n");
+    let key = |words: &[&str], files: &[&str], passphrase: &str| {
+        let words = ["key"].iter().chain(words).map(|word| std::ffi::OsString::from(*word));
+        let files = files.iter().map(|name| path(name));
+        let last = ["--passphrase-file".into(), path(passphrase)];
+        tollway(&words.chain(files).chain(last).collect::<Vec<_>>())
+    };
+    let made = key(&["new"], &["a.json"], "passphrase").success();
+    let address: Address = made.stdout.trim_end().parse().unwrap();
+    let text = std::fs::read_to_string(path("a.json")).unwrap();
+    assert!(text.contains("aes-128-ctr") && text.contains("scrypt") && !text.contains("correct horse"));
+    let shown = key(&["show", "--verify", "--json"], &["a.json"], "passphrase").success();
+    assert!(shown.stdout.contains(&address.to_string()) && shown.stdout.contains("\"encrypted\":true"), "{shown:?}");
+    let refused = key(&["show", "--verify"], &["a.json"], "wrong").failure();
+    assert!(refused.stderr.contains("passphrase is wrong"), "{refused:?}");
+    // Exported as a plain key, and imported again under another passphrase: the same address.
+    key(&["export"], &["a.json", "plain.key"], "passphrase").success();
+    let again = key(&["import"], &["plain.key", "b.json"], "wrong").success();
+    assert_eq!(again.stdout.trim_end(), address.to_string());
+    let secret = std::fs::read_to_string(path("plain.key")).unwrap();
+    assert!(!text.contains(secret.trim().trim_start_matches("0x")));
+    // Whoever asks for it without a passphrase is told what to do, and hangs on no terminal.
+    let bare = tollway(&["key".into(), "show".into(), "--verify".into(), path("b.json")]).failure();
+    assert!(bare.stderr.contains("--passphrase-file"), "{bare:?}");
+    key(&["show", "--verify"], &["b.json"], "wrong").success();
+    // Where a key is wanted, an encrypted one does: the ledger's address is that of its key.
+    let ledger = ["ledger".into(), "address".into(), "--key".into(), path("a.json")];
+    let passphrase = ["--passphrase-file".into(), path("passphrase")];
+    let told = tollway(&[ledger.as_slice(), &passphrase].concat()).success();
+    assert!(told.stdout.to_lowercase().contains(&address.to_string().to_lowercase()), "{told:?}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(path("a.json")).unwrap().permissions().mode() & 0o7777, 0o600);
+        std::fs::set_permissions(path("passphrase"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let open = key(&["show", "--verify"], &["a.json"], "passphrase").failure();
+        assert!(open.stderr.contains("chmod 600"), "{open:?}");
+    }
+}

@@ -123,6 +123,8 @@ pub struct CallMeter {
     charged: Amount,
     /// What the response stated above the call price.
     above_call: Amount,
+    /// What an earlier attempt of the same call has cost.
+    paid_before: Amount,
 }
 
 impl CallMeter {
@@ -142,13 +144,21 @@ impl CallMeter {
         self.above_call = above_call.min(price.above_call());
     }
 
+    /// So much of the cost was paid with an earlier attempt of the same call. It is said before anything is charged, else it
+    /// has no effect.
+    pub fn state_paid_before(&mut self, paid_before: Amount) {
+        if self.usage == Usage::default() && self.charged.is_zero() {
+            self.paid_before = paid_before;
+        }
+    }
+
     /// What carrying `more` would add to the cost, or `None` where the numbers end.
     pub fn quote(&self, price: &Price, more: Usage) -> Option<Amount> {
         self.cost(price, self.usage.checked_add(more)?)?.checked_sub(self.charged)
     }
 
     fn cost(&self, price: &Price, usage: Usage) -> Option<Amount> {
-        price.cost(usage)?.checked_add(self.above_call)
+        Some(price.cost(usage)?.checked_add(self.above_call)?.saturating_sub(self.paid_before))
     }
 
     /// Counts `more` and returns what it adds to the cost, or `None` (and counts nothing) where the numbers end.

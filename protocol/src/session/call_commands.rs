@@ -47,6 +47,9 @@ pub struct ResponseSpec<'a> {
     /// What the call costs in place of its call price, in base units, if the method's price has a maximum. Not less than
     /// the call price is charged. Without effect where nothing is paid.
     pub cost: Option<Amount>,
+    /// What earlier attempts of the same call have cost, in base units: it is taken off. Zero for a call that was not made
+    /// before.
+    pub paid_before: Amount,
 }
 
 impl Machine {
@@ -77,6 +80,8 @@ impl Machine {
             price,
             held: None,
             above_call: Amount::ZERO,
+            paid_before: Amount::ZERO,
+            reports: false,
             cancelled: false,
         });
         let slots = match self.create_streams(call, spec.slots) {
@@ -138,10 +143,18 @@ impl Machine {
         };
         let slots = self.create_streams(call, spec.slots)?;
         if let Some(entry) = self.calls.get_mut(call) {
-            entry.above_call = above_call;
+            (entry.above_call, entry.paid_before) = (above_call, spec.paid_before);
         }
         self.push_response(call, spec.status, spec.metadata, spec.payload, slots.clone());
         Ok(slots)
+    }
+
+    /// Says with [`Event::CallCharged`] what this call of the peer's has cost, when its response is taken for writing or
+    /// its connection ends before that.
+    pub fn report_charge(&mut self, call: CallKey) {
+        if let Some(call) = self.calls.get_mut(call) {
+            call.reports = true;
+        }
     }
 
     pub(super) fn push_response(

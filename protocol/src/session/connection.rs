@@ -329,6 +329,10 @@ pub(super) struct Call {
     pub(super) held: Option<Amount>,
     /// Payee: what the response states above the call price, in base units.
     pub(super) above_call: Amount,
+    /// Payee: what earlier attempts of the same call have cost, in base units.
+    pub(super) paid_before: Amount,
+    /// Payee: the application wants to know what it has cost.
+    pub(super) reports: bool,
     /// Theirs: Cancel has come.
     pub(super) cancelled: bool,
 }

@@ -214,6 +214,14 @@ pub enum Event {
         /// The message as it was framed.
         message: Bytes,
     },
+    /// Payee: a call that was to be [reported](super::Machine::report_charge) has cost so much when it was answered, or when
+    /// its connection ended before that.
+    CallCharged {
+        /// The call.
+        call: CallKey,
+        /// What it has cost, in base units.
+        charged: Amount,
+    },
     /// Payee: money credit is below the low mark. Said once until it is raised.
     MoneyLow {
         /// The connection.

@@ -512,18 +512,18 @@ impl Machine {
 
     /// Payer: counts what arrived, discarded or not. `[pay.received.arrival]`
     /// Counts a response that is not free. What it states to have cost above the payer's own count is taken for the call
-    /// itself, as far as the method's maximum allows. `[pay.reserve.commit]`
+    /// itself, as far as the method's maximum allows. `[pay.reserve.commit]` A payee that asks for less than that, because an
+    /// earlier attempt was paid, is taken at its word. `[pay.key.once]`
     pub(super) fn count_response(&mut self, key: CallKey, charged: Amount, bytes: u64) -> Result<(), Violation> {
         let usage = Usage { bytes_out: bytes, ..Usage::default() };
         let Some(call) = self.calls.get_mut(key) else { return Ok(()) };
         let money = self.connections.get(&call.connection).and_then(|live| live.money.as_deref());
         if let (Some(price), Some(Money::Payer(payer))) = (call.price, money) {
             let price = payer.prices.price(price);
-            if !price.above_call().is_zero() {
-                let counted = call.meter.quote(&price, usage).and_then(|cost| cost.checked_add(call.meter.charged()));
-                let counted = counted.ok_or(Violation::AmountOverflow)?;
-                call.meter.state_above_call(&price, charged.saturating_sub(counted));
-            }
+            let counted = call.meter.quote(&price, usage).and_then(|cost| cost.checked_add(call.meter.charged()));
+            let counted = counted.ok_or(Violation::AmountOverflow)?;
+            call.meter.state_above_call(&price, charged.saturating_sub(counted));
+            call.meter.state_paid_before(counted.saturating_sub(charged));
         }
         self.count_received(key, usage)
     }

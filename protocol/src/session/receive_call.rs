@@ -57,6 +57,8 @@ impl Machine {
             price,
             held: None,
             above_call: Amount::ZERO,
+            paid_before: Amount::ZERO,
+            reports: false,
             cancelled: false,
         });
         connection.active().served.insert(request.call, call);

@@ -55,7 +55,11 @@ impl Machine {
             let queued = active.requests.iter().map(|body| body.call);
             let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
             for call in calls {
-                if self.calls.remove(call).is_some() {
+                if let Some(gone) = self.calls.remove(call) {
+                    if gone.reports {
+                        let charged = gone.meter.charged();
+                        self.events.push_back(Event::CallCharged { call, charged });
+                    }
                     self.events.push_back(Event::CallFailed { call });
                 }
             }
@@ -73,15 +77,22 @@ impl Machine {
 
     /// A connection that the payer has ended, or that was lost, costs the call price of every handler that had started:
     /// computing for nothing would be a theft, too. `[pay.call.lost]`
-    fn charge_unanswered(&self, connection: &mut Connection) {
+    fn charge_unanswered(&mut self, connection: &mut Connection) {
         let (Some(Money::Payee(payee)), Some(active)) = (connection.money.as_deref_mut(), &connection.active) else {
             return;
         };
-        let unanswered = active.served.values().filter_map(|key| self.calls.get(*key));
-        for call in unanswered.filter(|call| call.held.is_some() && call.meter.usage() == Usage::default()) {
+        for key in active.served.values() {
+            let Some(call) = self.calls.get_mut(*key).filter(|call| call.meter.usage() == Usage::default()) else {
+                continue;
+            };
+            let Some(held) = call.held.take() else { continue };
             let price = call.price.map(|index| payee.prices.price(index)).unwrap_or_default();
-            payee.release(call.held.unwrap_or_default());
-            payee.spend(price.call, 0, 0);
+            // An answer that waits may state what was paid before; a handler that runs has not said it.
+            call.meter.state_paid_before(call.paid_before);
+            payee.release(held);
+            // Within what was held.
+            let cost = call.meter.charge(&price, Usage::default()).unwrap_or_default();
+            payee.spend(cost, 0, 0);
         }
     }
 

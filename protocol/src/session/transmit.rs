@@ -267,6 +267,9 @@ impl Machine {
             let CallState::Responding { id: call_id } = call.state else { continue };
             call.state = CallState::Responded { id: call_id };
             let charged = call.meter.charged();
+            if call.reports {
+                self.events.push_back(Event::CallCharged { call: body.call, charged });
+            }
             self.end_served_call(body.call);
             let response = Response { connection: id, call: call_id, status, charged, metadata: body.metadata, slots };
             return Some(Transmit { lane: self.lane(id), head: encode_response(&response), payload: body.payload });
@@ -302,6 +305,7 @@ impl Machine {
         }
         // The rest of what was reserved is free with this charge. [pay.reserve.commit]
         call.meter.state_above_call(&charge.price, call.above_call);
+        call.meter.state_paid_before(call.paid_before);
         charge.meter = call.meter;
         let usage = Usage { bytes_out: body.payload.len() as u64, ..Usage::default() };
         if charge.is_affordable(usage, self.is_blocked(id)) {

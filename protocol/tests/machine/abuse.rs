@@ -7,6 +7,7 @@ use tollway_protocol::id::{CallId, ConnectionId, Parity, StreamId};
 use tollway_protocol::limits::{AbuseLimits, ConnectionLimits, LATE_FRAMES, LATE_FRAMES_EACH, Rate};
 use tollway_protocol::message::*;
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 use tollway_protocol::session::{Config, Event, LaneMode};
 use tollway_protocol::time::Time;
 
@@ -128,6 +129,7 @@ fn handlers_of_closed_connections_count_until_they_answer() {
             payload: Bytes::new(),
             slots: &[],
             cost: None,
+            paid_before: Amount::ZERO,
         };
         assert!(pair.peers[B].session_mut().respond(handler.call, answer).is_err(), "nobody waits for it");
     }

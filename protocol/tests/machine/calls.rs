@@ -218,6 +218,7 @@ fn a_body_above_the_peers_limit_is_refused_here_and_a_violation_there() {
         payload: vec![0; 11].into(),
         slots: &[],
         cost: None,
+        paid_before: Amount::ZERO,
     };
     assert_eq!(pair.peers[B].respond(served, spec), Err(CommandError::BodyTooLarge { bytes: 11, limit: 10 }));
     pair.answer(B, served, Status::TooLarge, b"");

@@ -487,7 +487,14 @@ fn a_payer_whose_count_is_not_durable_grants_nothing_until_it_is() {
 
 fn costing(cost: u128) -> ResponseSpec<'static> {
     let (metadata, payload) = (Metadata::new(), "x".into());
-    ResponseSpec { status: Status::Ok, metadata, payload, slots: &[], cost: Some(Amount::new(cost)) }
+    ResponseSpec {
+        status: Status::Ok,
+        metadata,
+        payload,
+        slots: &[],
+        cost: Some(Amount::new(cost)),
+        paid_before: Amount::ZERO,
+    }
 }
 
 /// `[pay.reserve.hold]`, `[pay.reserve.commit]`

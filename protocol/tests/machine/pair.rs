@@ -11,6 +11,7 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
 use tollway_protocol::message::{Flow, Header, Status, encode_head};
 use tollway_protocol::metadata::Metadata;
+use tollway_protocol::payment::Amount;
 use tollway_protocol::peer::{Peer, PeerEvent, Read};
 use tollway_protocol::session::{
     CallKey, CallSpec, Config, Event, IncomingCall, IncomingResponse, LaneMode, PayeeMoney, PayerMoney, ResponseSpec,
@@ -272,7 +273,17 @@ impl Pair {
     ) -> Vec<StreamKey> {
         let payload = Bytes::copy_from_slice(payload);
         self.peers[side]
-            .respond(call, ResponseSpec { status, metadata: Metadata::new(), payload, slots, cost: None })
+            .respond(
+                call,
+                ResponseSpec {
+                    status,
+                    metadata: Metadata::new(),
+                    payload,
+                    slots,
+                    cost: None,
+                    paid_before: Amount::ZERO,
+                },
+            )
             .unwrap()
     }
 

@@ -265,7 +265,7 @@ impl World {
         let cost = self.net.choices.chance(50).then_some(Amount::new(units));
         let metadata = Metadata::new();
         // Above what the price reserves it is refused, and the call is answered another time.
-        let spec = ResponseSpec { status, metadata, payload, slots: &flows, cost };
+        let spec = ResponseSpec { status, metadata, payload, slots: &flows, cost, paid_before: Amount::ZERO };
         if let Ok(keys) = self.net.peers[side].respond(call, spec) {
             self.sides[side].served.swap_remove(at);
             self.own_all(side, &keys, &flows);
