@@ -301,7 +301,6 @@ impl<'a> Campaign<'a> {
         let images = self.directory.join(format!("audit-{}", self.audits));
         std::fs::create_dir_all(&images)?;
         let books = Books::read(self.directory, &images, self.runtime.handle());
-        self.processes.iter().filter(alive).try_for_each(Process::thaw)?;
         let findings = match books {
             Ok(books) => {
                 let mut findings = self.auditor.audit(&books, &self.witness.lock());
@@ -313,6 +312,8 @@ impl<'a> Campaign<'a> {
                 vec![Finding { check, amount: 1, what: Unreadable { role, why }.to_string() }]
             }
         };
+        // Not before: from here on the wire is ahead of the copies.
+        self.processes.iter().filter(alive).try_for_each(Process::thaw)?;
         if findings.is_empty() {
             std::fs::remove_dir_all(&images)?;
         } else {
