@@ -1,9 +1,9 @@
 //! [`Client`]: a server at a URL, to which a session is held for as long as it is wanted.
 //!
 //! A client connects when the first call wants it, one attempt at a time however many calls wait, and again after a loss
-//! when the next call wants it. Attempts that fail are followed by a [`Backoff`]. One task ([`keeper`]) does all this and is the only
+//! when the next call wants it. Attempts that fail are followed by a [`Backoff`]. One task (`keeper`) does all this and is the only
 //! one that changes the client's state; calls ask it and watch. A connection to each service is opened with its first call
-//! and shared ([`service`]).
+//! and shared (`service`).
 //!
 //! A session whose server is going away is given up at once for new calls; those that are under way end on it. When the last
 //! handle is dropped, or on [`Client::close`], calls that are under way may end within [`ClientConfig::grace`], paid channels are
