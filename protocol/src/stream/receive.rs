@@ -6,6 +6,14 @@ use super::StreamKey;
 use super::run::ItemRun;
 use crate::error::Violation;
 
+/// Runs in an inbox from which on small ones that follow are packed: a reader that keeps up takes each as it came.
+const PACK_FROM: usize = 8;
+/// Runs below this size, in bytes, are packed: an entry of its own, with its allocation, takes up to 200 bytes beside the
+/// items, of which an item of one byte pays 17 in credit.
+const PACK_BELOW: usize = 512;
+/// Bytes from which on a packed run takes no more: so that a reader does not free too much at once.
+const PACK_TARGET: usize = 16 * 1024;
+
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -31,6 +39,8 @@ pub struct Grant {
 #[derive(Debug)]
 pub struct RecvStream {
     inbox: VecDeque<(ItemRun, Vec<StreamKey>)>,
+    /// What comes behind the inbox: small runs that came while nobody read.
+    packed: Option<Box<Packed>>,
     window: u64,
     limit: u64,
     received: u64,
@@ -40,11 +50,32 @@ pub struct RecvStream {
     ending: Option<Ending>,
 }
 
+/// Small runs in one.
+#[derive(Debug)]
+struct Packed {
+    bytes: Vec<u8>,
+    items: u32,
+    item_bytes: u64,
+}
+
+impl Packed {
+    fn append(&mut self, run: &ItemRun) {
+        self.bytes.extend_from_slice(run.as_bytes());
+        self.items = self.items.saturating_add(run.items());
+        self.item_bytes = self.item_bytes.saturating_add(run.item_bytes());
+    }
+
+    fn into_run(self) -> ItemRun {
+        ItemRun::trusted(self.bytes.into(), self.items, self.item_bytes)
+    }
+}
+
 impl RecvStream {
     /// A stream whose sender may have `window` bytes of credit under way.
     pub fn new(window: u64) -> Self {
         RecvStream {
             inbox: VecDeque::new(),
+            packed: None,
             window,
             limit: window,
             received: 0,
@@ -70,8 +101,30 @@ impl RecvStream {
         if self.stopped {
             return Ok(slots);
         }
-        self.inbox.push_back((run, slots));
+        if self.inbox.len() >= PACK_FROM && slots.is_empty() && run.as_bytes().len() < PACK_BELOW {
+            self.pack(&run);
+        } else {
+            self.seal();
+            self.inbox.push_back((run, slots));
+        }
         Ok(Vec::new())
+    }
+
+    /// Puts a small run to the others, so that what waits takes little more than the credit that it used.
+    #[cold]
+    fn pack(&mut self, run: &ItemRun) {
+        if self.packed.as_ref().is_some_and(|packed| packed.bytes.len() >= PACK_TARGET) {
+            self.seal();
+        }
+        let empty = || Box::new(Packed { bytes: Vec::new(), items: 0, item_bytes: 0 });
+        self.packed.get_or_insert_with(empty).append(run);
+    }
+
+    /// What was packed becomes a run like any other.
+    fn seal(&mut self) {
+        if let Some(packed) = self.packed.take() {
+            self.inbox.push_back((packed.into_run(), Vec::new()));
+        }
     }
 
     /// The sender has ended the stream.
@@ -81,12 +134,12 @@ impl RecvStream {
 
     /// Takes the oldest run out of the inbox. Its items count as consumed when [`consume`](Self::consume) says so.
     pub fn take_run(&mut self) -> Option<(ItemRun, Vec<StreamKey>)> {
-        self.inbox.pop_front()
+        self.inbox.pop_front().or_else(|| self.packed.take().map(|packed| (packed.into_run(), Vec::new())))
     }
 
     /// Whether a run is in the inbox.
     pub fn has_run(&self) -> bool {
-        !self.inbox.is_empty()
+        !self.inbox.is_empty() || self.packed.is_some()
     }
 
     /// Whether the receiver wants no more.
@@ -96,7 +149,7 @@ impl RecvStream {
 
     /// How the stream ended, once its items were all taken.
     pub fn ending(&self) -> Option<Ending> {
-        self.ending.filter(|_| self.inbox.is_empty())
+        self.ending.filter(|_| !self.has_run())
     }
 
     /// Whether the sender has ended the stream, be there items left or not.
@@ -130,6 +183,7 @@ impl RecvStream {
     #[must_use]
     pub fn stop(&mut self) -> (bool, Vec<StreamKey>) {
         let unseen = self.inbox.drain(..).flat_map(|(_, slots)| slots).collect();
+        self.packed = None;
         let send = !self.stopped && self.ending.is_none();
         self.stopped = true;
         (send, unseen)
@@ -199,5 +253,47 @@ mod tests {
         assert_eq!(stream.ending(), None);
         assert!(stream.take_run().is_some());
         assert_eq!(stream.ending(), Some(Ending::End));
+    }
+
+    /// What waits takes about the memory that its credit says, in however small frames it came.
+    #[test]
+    fn small_frames_that_nobody_reads_are_packed_and_come_out_in_order() {
+        let mut stream = RecvStream::new(1 << 20);
+        let small = |number: u32| {
+            let mut framed = Vec::new();
+            write_item(&mut framed, &number.to_le_bytes());
+            ItemRun::parse(framed.into(), 1 << 20).unwrap()
+        };
+        let large = |number: u32| {
+            let mut framed = Vec::new();
+            write_item(&mut framed, &number.to_le_bytes().repeat(1_000));
+            ItemRun::parse(framed.into(), 1 << 20).unwrap()
+        };
+        for number in 0..20_000 {
+            let run = if number == 10_000 { large(number) } else { small(number) };
+            stream.handle_items(run, vec![]).unwrap();
+        }
+        let packed = stream.packed.as_ref().map_or(0, |packed| packed.bytes.len());
+        assert!(stream.inbox.len() < 30 && packed <= PACK_TARGET, "{} entries, {packed} bytes", stream.inbox.len());
+        stream.handle_ending(Ending::End);
+        let mut expected = 0u32;
+        while let Some((mut run, _)) = stream.take_run() {
+            assert_eq!(stream.has_run(), stream.ending().is_none());
+            let (items, credit) = (run.items(), run.credit());
+            let mut seen = (0, 0);
+            while let Some(item) = run.next_item() {
+                assert_eq!(item[..4], expected.to_le_bytes());
+                expected += 1;
+                seen = (seen.0 + 1, seen.1 + item.len() as u64 + crate::limits::ITEM_OVERHEAD);
+            }
+            assert_eq!(seen, (items, credit), "the counts of a packed run are those of its items");
+        }
+        assert_eq!((expected, stream.ending()), (20_000, Some(Ending::End)));
+        for number in 0..20 {
+            stream.handle_items(small(number), vec![]).unwrap();
+        }
+        assert!(stream.has_run());
+        let _ = stream.stop();
+        assert!(!stream.has_run(), "what is packed is dropped, too");
     }
 }
