@@ -57,6 +57,7 @@ fn assorted(count: u32) -> Vec<tollway::conduit::Transmit> {
     (0..count).map(|head| frame(u64::from(head) * 7 % 6, head, sizes[head as usize % sizes.len()])).collect()
 }
 
+/// Both sides send on the same lanes at once, which on QUIC both have opened. `[conduit.quic.lane]`
 async fn frames_arrive_whole_and_in_order_per_lane<P: Pairs>() {
     let (left, right) = P::pair(64 * 1024).await;
     let lanes = left.lanes();
@@ -170,6 +171,7 @@ async fn close_loses_nothing<P: Pairs>() {
     assert_eq!(reader.recv(&mut Frames::new()).await.unwrap(), Received::End, "the end stays the end");
 }
 
+/// `[conduit.ws.end]`
 async fn half_closed_conduit_still_receives<P: Pairs>() {
     let (left, right) = P::pair(1024).await;
     let ((mut left_reader, mut left_writer), (mut right_reader, mut right_writer)) = (left.split(), right.split());
@@ -275,6 +277,7 @@ async fn two_floods_through_a_narrow_pipe_make_progress<P: Pairs>() {
     assert_delivered(lanes, &flood, &at_right);
 }
 
+/// `[conduit.quic.reset]`
 async fn dropped_writer_ends_the_peer<P: Pairs>() {
     let (left, right) = P::pair(1024).await;
     let ((_keep, mut writer), (mut reader, _writer)) = (left.split(), right.split());

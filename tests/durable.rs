@@ -108,6 +108,7 @@ async fn read_until_it_fails(paid: &PaidConnection, disk: &FullDisk, operations:
     while let Ok(Some(_)) = items.recv().await {}
 }
 
+/// `[pay.lease]`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_delivery_with_its_cause_and_what_came_was_durable_before() {
     for operations in [0, 1, 5, 17] {

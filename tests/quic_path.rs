@@ -143,6 +143,7 @@ fn frame(lane: u64, size: usize) -> Transmit {
 }
 
 /// A lane that takes nothing holds what is queued on it, counts as blocked until it is empty, and delays no other.
+/// `[conduit.quic.windows]`
 #[tokio::test]
 async fn a_lane_that_stands_still_delays_no_other() {
     within(async {
@@ -177,6 +178,7 @@ async fn a_lane_that_stands_still_delays_no_other() {
 }
 
 /// A lane ends with what was sent on it, and its connection's stream is free for another. `[conduit.quic.end]`
+/// `[conduit.quic.streams]`
 #[tokio::test]
 async fn ended_lanes_make_room_for_more_than_may_be_open_at_once() {
     within(async {

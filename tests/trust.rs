@@ -5,11 +5,13 @@
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use tollway::conduit::PeerIdentity;
 use tollway::conduit::any::{AnyListener, ConnectOptions, EstablishError, ListenOptions};
 use tollway::conduit::endpoint::{Endpoint, Fingerprint};
+use tollway::conduit::listen::Listener;
 use tollway::conduit::tls::{ClientTls, Identity, ServerTls, TlsError, certificates};
+use tollway::conduit::{Conduit, FrameReader, PeerIdentity, Received};
 use tollway::{ConnectError, Server, Session, SessionConfig, connect_with};
+use tollway_protocol::frame::PREFACE;
 
 /// The conduits with TLS.
 const SCHEMES: [&str; 3] = ["tls", "quic", "wss"];
@@ -285,6 +287,48 @@ async fn a_websocket_of_another_kind_is_refused_in_words() {
     });
     let error = connect(&endpoint, ClientTls::default()).await.unwrap_err().to_string();
     assert!(error.contains("does not speak Tollway over WebSocket"), "{error}");
+}
+
+/// A message of 1 MiB is taken, and one of a byte more is not. `[conduit.ws.message]`
+#[tokio::test]
+async fn a_websocket_message_has_a_largest_size() {
+    use futures_util::SinkExt;
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+    let listener = AnyListener::bind(&"ws://127.0.0.1:0".parse().unwrap(), &ListenOptions::default()).await.unwrap();
+    let endpoint = listener.endpoints().next().unwrap().clone();
+    for (size, taken) in [(1024 * 1024, true), (1024 * 1024 + 1, false)] {
+        let stream = tokio::net::TcpStream::connect(endpoint.address()).await.unwrap();
+        let accepted = async { listener.next().await.unwrap().await.unwrap() };
+        let mut request = endpoint.to_string().into_client_request().unwrap();
+        request.headers_mut().insert("Sec-WebSocket-Protocol", "tollway.1".parse().unwrap());
+        let (conduit, client) = tokio::join!(accepted, tokio_tungstenite::client_async(request, stream));
+        let (mut client, _) = client.unwrap();
+        let (mut reader, _writer) = conduit.split();
+        reader.set_max_frame(2 << 20);
+        // The preface, and one frame that fills the rest.
+        let mut message = PREFACE.to_vec();
+        message.extend(u32::try_from(size - PREFACE.len() - 4).unwrap().to_le_bytes());
+        message.resize(size, 200);
+        let received = async {
+            let mut frames = Vec::new();
+            while frames.is_empty() {
+                if reader.recv(&mut frames).await? == Received::End {
+                    break;
+                }
+            }
+            Ok::<_, tollway::conduit::ConduitError>(frames.len())
+        };
+        // Whoever refuses it does not read all of it.
+        let sent = async {
+            let _refused = client.send(Message::binary(message)).await;
+            std::future::pending::<()>().await;
+        };
+        let received = tokio::select! {
+            received = received => received,
+            () = sent => unreachable!("it waits"),
+        };
+        assert_eq!(received.is_ok_and(|frames| frames == 1), taken, "{size} bytes");
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::CREDENTIAL_RATE;
 use super::hostile_tests::{Raw, key, price_of, units, within, world};
 use crate::session::OpenError;
 
-/// `[pay.voucher.pace]`
+/// `[pay.voucher.pace]` `[pay.voucher.coalesce]`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_vouchers_is_checked_at_the_rate_and_the_highest_counts() {
     within(async {

@@ -459,7 +459,7 @@ async fn a_takeover_that_is_refused_does_not_cheat_the_owner_of_its_settlement()
     .await;
 }
 
-/// A takeover that succeeds has the channel alone.
+/// A takeover that succeeds has the channel alone. `[pay.epoch.greater]`
 #[tokio::test]
 async fn a_takeover_that_succeeds_resumes_the_count_and_settles_once() {
     within(async {

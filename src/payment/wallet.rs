@@ -11,8 +11,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tollway_protocol::error::code;
 use tollway_protocol::payment::{
-    Address, Amount, Binding, Challenge, ChannelId, Credential, CredentialDraft, Hash, PayerBook, PayerLimits,
-    PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, SecretKey, SignedReceipt, Terms,
+    Address, Amount, Binding, Challenge, ChannelDescriptor, ChannelId, Credential, CredentialDraft, Hash, PayerBook,
+    PayerLimits, PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, SecretKey, SignedReceipt, Terms,
     VoucherProtocol,
 };
 use tollway_protocol::session::PayerMoney;
@@ -390,7 +390,7 @@ impl Wallet {
                 Err(error) => return self.learn(channel, error).await,
             };
         // Who cannot sign for the payee has accepted in its place: nothing is authorised. [pay.receipt.accept]
-        let (signed, receipt) = accepted_by(&receipt, &channel)?;
+        let (signed, receipt) = accepted_by(&receipt, &channel.descriptor, channel.last_receipt)?;
         // What did not arrive before the break stands as lost in both books, or the channel is not used any more.
         let resumed = book.resume(receipt.spent);
         channel.last_receipt = receipt.sequence;
@@ -447,13 +447,17 @@ enum Attempt {
 }
 
 /// The payee's receipt for the opening: of this channel, newer than all before, and of a channel that serves.
-fn accepted_by(message: &[u8], channel: &WalletChannel) -> Result<(SignedReceipt, Receipt), WalletError> {
+pub(super) fn accepted_by(
+    message: &[u8],
+    channel: &ChannelDescriptor,
+    last_receipt: u64,
+) -> Result<(SignedReceipt, Receipt), WalletError> {
     let bad = |what: &str| WalletError::BadMessage(what.to_owned());
     let Ok(PaymentMessage::Receipt(signed)) = PaymentMessage::decode(message) else {
         return Err(bad("the connection was accepted without a receipt"));
     };
-    let receipt = signed.verify(&channel.descriptor).map_err(|error| bad(&error.to_string()))?;
-    if receipt.sequence <= channel.last_receipt {
+    let receipt = signed.verify(channel).map_err(|error| bad(&error.to_string()))?;
+    if receipt.sequence <= last_receipt {
         return Err(bad("the connection was accepted with an old receipt"));
     }
     if receipt.status != ReceiptStatus::Open {

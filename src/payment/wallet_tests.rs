@@ -8,9 +8,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tollway_protocol::limits::ConnectionLimits;
-use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, ReceiptStatus, ResumeRefusal, SignedReceipt};
+use tollway_protocol::payment::{
+    Address, Amount, ChannelDescriptor, Hash, PaymentMessage, Receipt, ReceiptStatus, ResumeRefusal, SignedReceipt,
+};
 
 use super::hostile_tests::{PAYEE, PAYER, Raw, Shop, World, key, method, price_of, read, units, world};
+use super::wallet::accepted_by;
 use super::{
     MemoryWallet, PayeeConfig, StoredReceipt, Wallet, WalletChannel, WalletConfig, WalletError, WalletPhase,
     WalletStore, WalletStoreError,
@@ -83,6 +86,44 @@ fn config(budget: u128, max_ahead: u128) -> WalletConfig {
 
 fn wallet(budget: u128, max_ahead: u128) -> Wallet {
     Wallet::new(config(budget, max_ahead))
+}
+
+/// Whoever accepts must have shown that it can sign for the payee: else nothing is authorised. `[pay.receipt.accept]`
+#[tokio::test]
+async fn an_accept_without_a_fresh_receipt_of_the_channel_is_none() {
+    let world = world(|_| {});
+    let channel = world.deposit(1_000).await;
+    let receipt = |sequence, status| Receipt {
+        sequence,
+        time_ms: 0,
+        accepted: Amount::ZERO,
+        spent: Amount::ZERO,
+        units: 0,
+        settled: Amount::ZERO,
+        status,
+        reference: None,
+    };
+    let message = |receipt: &Receipt, channel: &ChannelDescriptor, signer| {
+        PaymentMessage::Receipt(SignedReceipt::sign(receipt, channel, &key(signer)).unwrap()).encode()
+    };
+    let good = message(&receipt(5, ReceiptStatus::Open), &channel, PAYEE);
+    assert_eq!(accepted_by(&good, &channel, 4).unwrap().1.sequence, 5);
+    let twin = ChannelDescriptor { salt: Hash([7; 32]), ..channel.clone() };
+    let thief = ChannelDescriptor { payee: key(PAYER).address(), ..channel.clone() };
+    let mut altered = good.clone();
+    *altered.last_mut().unwrap() ^= 1;
+    let cases = [
+        ("nothing", Vec::new(), 4),
+        ("another message", PaymentMessage::Decline { reason: String::new() }.encode(), 4),
+        ("an old one", good, 5),
+        ("one of another channel", message(&receipt(5, ReceiptStatus::Open), &twin, PAYEE), 4),
+        ("one that somebody else has signed", message(&receipt(5, ReceiptStatus::Open), &thief, PAYER), 4),
+        ("one that was altered", altered, 4),
+        ("one of a channel that has closed", message(&receipt(5, ReceiptStatus::Closed), &channel, PAYEE), 4),
+    ];
+    for (what, message, last) in cases {
+        assert!(matches!(accepted_by(&message, &channel, last), Err(WalletError::BadMessage(_))), "{what}");
+    }
 }
 
 /// What a wallet signs names the channel that it has ordered, whatever a ledger calls it: else a ledger could have it

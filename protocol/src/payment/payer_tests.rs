@@ -70,6 +70,7 @@ fn steps_keep_the_minimum_delta_but_for_the_last_one_to_the_deposit() {
     assert_eq!(book.next_voucher(), Some(units(105)));
 }
 
+/// `[pay.payer.bound]`
 #[test]
 fn nothing_is_signed_beyond_the_limits_or_the_ceiling() {
     let mut book = book();
@@ -86,6 +87,7 @@ fn nothing_is_signed_beyond_the_limits_or_the_ceiling() {
     assert!(poor.record_signed(units(61)).is_err());
 }
 
+/// `[pay.payer.bound]`
 #[test]
 fn a_forged_request_never_moves_the_bound() {
     let mut book = book();
@@ -179,6 +181,7 @@ fn nobody_spends_more_than_was_signed() {
     assert_eq!(book.resume(units(101)), Err(refusal));
 }
 
+/// `[pay.close.amount]`
 #[test]
 fn the_close_states_what_was_counted_and_at_least_what_is_settled() {
     let mut book = book();

@@ -9,7 +9,7 @@ use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::{Amount, Price};
 use tollway_protocol::peer::Read;
 use tollway_protocol::session::{CallKey, CommandError, Event, PayeeMoney, PayerMoney, PriceTable, ResponseSpec};
-use tollway_protocol::stream::StreamKey;
+use tollway_protocol::stream::{Ending, StreamKey};
 
 use crate::pair::{A, B, Pair};
 
@@ -149,7 +149,7 @@ fn the_slack_of_a_rounding_lets_no_batch_pass_what_waits() {
     assert_eq!(books(&pair, id), (10, 10));
 }
 
-/// `[pay.call.free-failure]`
+/// `[pay.call.free-failure]` `[pay.gate.resume]`
 #[test]
 fn a_failure_releases_what_was_held_and_wakes_what_waited_for_it() {
     let mut pair = Pair::one_lane();
@@ -270,6 +270,7 @@ fn items_for_a_call_that_waits_for_its_price_are_kept() {
     assert_eq!(pair.read_all(B, call.slots[0].stream).0, ["early"]);
 }
 
+/// `[pay.gate.resume]`
 #[test]
 fn a_stream_that_waits_for_money_can_be_stopped_and_what_waited_behind_it_goes_on() {
     let mut pair = Pair::one_lane();
@@ -288,6 +289,63 @@ fn a_stream_that_waits_for_money_can_be_stopped_and_what_waited_behind_it_goes_o
     pair.run();
     assert_eq!(pair.read_all(A, cheap_in).0.len(), 1);
     assert_eq!(pair.counts()[B], (1, 1, 1));
+}
+
+/// What waits in vain ends free of charge, what can be paid goes on, and what comes later in vain ends too.
+/// `[pay.decline.ends]`
+#[test]
+fn after_a_decline_what_cannot_be_paid_ends_and_everything_else_goes_on() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 23);
+    let (_, stream, reading) = watch(&mut pair, id, ITEM);
+    let (waiting, answered) = (pair.call(A, id, CALL, b"a"), pair.call(A, id, CALL, b"b"));
+    pair.run();
+    let served = pair.requests(B);
+    assert_eq!(served.len(), 2, "20 are held for both");
+    let in_vain = pair.call(A, id, CALL, b"c");
+    pair.peers[B].push(stream, b"one").unwrap();
+    pair.run();
+    assert_eq!(needed(&mut pair), [30], "for the third call, the two that are held included");
+    pair.peers[B].session_mut().fail_unpaid(id);
+    pair.run();
+    let failed = pair.responses(A);
+    assert!(matches!(&failed[..], [failed] if failed.call == in_vain && failed.status == Status::PaymentFailed));
+    assert_eq!(failed[0].charged, Amount::ZERO);
+    assert_eq!(pair.read_all(A, reading).0, ["one"], "3 were left, and nothing waits before it any more");
+    pair.peers[B].push(stream, b"two").unwrap();
+    pair.run();
+    pair.run();
+    assert!(pair.take(B).iter().any(
+        |event| matches!(event, Event::StreamStopped { code: code::PAYMENT_ENDED, stream: which } if *which == stream)
+    ));
+    assert_eq!(pair.read_all(A, reading), (vec![], Some(Ending::Reset(code::PAYMENT_ENDED))));
+    served.iter().for_each(|call| pair.answer(B, call.call, Status::Ok, b""));
+    pair.run();
+    let done: Vec<_> = pair.responses(A).iter().map(|answer| (answer.call, answer.charged.units())).collect();
+    assert_eq!(done, [(waiting, 10), (answered, 10)], "what is covered is charged as ever");
+    assert_eq!(books(&pair, id), (23, 23));
+}
+
+/// What the payer has no use for any more was delivered, and costs. `[pay.received.arrival]`
+#[test]
+fn what_arrives_counts_also_when_it_is_discarded() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 100);
+    let (_, stream, reading) = watch(&mut pair, id, ITEM);
+    (0..4).for_each(|_| pair.peers[B].push(stream, b"item").unwrap());
+    pair.write(B);
+    pair.peers[A].stop(reading, code::CANCELLED);
+    pair.run();
+    assert_eq!(books(&pair, id), (12, 12), "four items crossed the Stop");
+    let cancelled = pair.call(A, id, ALL, b"");
+    pair.run();
+    let served = pair.requests(B).pop().unwrap().call;
+    pair.answer(B, served, Status::Ok, &[0; 100]);
+    pair.write(B);
+    pair.peers[A].cancel_call(cancelled);
+    assert_eq!(books(&pair, id).1, 12, "the call's price counts with its first frame");
+    pair.run();
+    assert_eq!(books(&pair, id), (32, 32), "and with what it brings, though nobody waits for it");
 }
 
 #[test]

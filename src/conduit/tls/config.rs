@@ -313,6 +313,18 @@ fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
 mod tests {
     use super::*;
 
+    /// Neither side of TLS, nor of QUIC on it, sends or takes anything before the handshake has ended.
+    /// `[conduit.tls.no-early-data]`
+    #[test]
+    fn nothing_is_sent_or_taken_before_the_handshake_has_ended() {
+        let identity = Identity::self_signed(&["localhost"]).unwrap();
+        let server = ServerTls::new(identity).config(b"tollway/1").unwrap();
+        assert_eq!((server.max_early_data_size, server.send_half_rtt_data), (0, false));
+        let pin = Some(Fingerprint([0; 32]));
+        let client = ClientTls::default().config(pin, b"tollway/1", TlsFailure::default()).unwrap();
+        assert!(!client.enable_early_data);
+    }
+
     #[test]
     fn an_identity_is_made_once_kept_to_its_owner_and_found_again() {
         let dir = std::env::temp_dir().join(format!("tollway-identity-{}", std::process::id()));

@@ -552,6 +552,7 @@ impl World {
 }
 
 proptest! {
+    /// `[pay.counters]`
     #[test]
     fn the_machine_agrees_with_the_model(deposit in 0..500u128, ops in proptest::collection::vec(ops(), 1..120)) {
         let mut world = World::new(deposit);

@@ -22,6 +22,7 @@ fn spend(channel: &mut PaymentChannel, total: u128) {
     channel.record_spent(units(total)).unwrap();
 }
 
+/// `[pay.voucher.checks]`
 #[test]
 fn a_voucher_is_at_most_the_deposit() {
     let channel = channel(100);
@@ -52,6 +53,7 @@ fn a_step_is_at_least_the_minimum_delta_except_the_last_one() {
     assert_eq!(precheck(&channel, 105), Ok(Precheck::Verify));
 }
 
+/// `[pay.voucher.checks]`
 #[test]
 fn only_the_accepted_voucher_itself_is_acknowledged_again() {
     let mut channel = channel(100);
@@ -73,6 +75,7 @@ fn a_voucher_of_another_channel_is_refused() {
     assert_eq!(channel.precheck_voucher(&Voucher { channel_id: stated, ..voucher(50, 1) }), Err(refusal));
 }
 
+/// `[pay.voucher.verified]`
 #[test]
 fn a_bad_signature_makes_no_verified_voucher() {
     let wrong = VoucherError::Signature(SignatureError::WrongSigner { expected: key().address() });
@@ -134,6 +137,7 @@ fn updates_reach_the_store_in_any_order() {
     assert_eq!(stored, channel.snapshot());
 }
 
+/// `[pay.counters]`
 #[test]
 fn a_lease_takes_what_is_free_and_no_more() {
     let mut channel = channel(100);
@@ -170,6 +174,7 @@ fn one_lease_is_written_at_a_time() {
     assert_eq!(channel.leased(), units(40));
 }
 
+/// `[pay.lease]`
 #[test]
 fn the_store_refuses_the_lease_of_a_former_owner() {
     let mut channel = channel(100);
@@ -184,6 +189,7 @@ fn the_store_refuses_the_lease_of_a_former_owner() {
     assert_eq!(stored.leased, Amount::ZERO);
 }
 
+/// `[pay.epoch.greater]`
 #[test]
 fn only_a_greater_epoch_takes_over() {
     let mut channel = channel(100);
@@ -216,6 +222,7 @@ fn metered_bytes_go_to_the_store_with_the_next_update_and_never_fall() {
     assert_eq!((channel.units(), stored.units), (7, 7));
 }
 
+/// `[pay.lease]`
 #[test]
 fn a_crash_counts_the_lease_as_spent_and_an_orderly_end_does_not() {
     let mut channel = channel(100);
