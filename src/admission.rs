@@ -74,6 +74,8 @@ impl Admission {
             Ok(()) => shared.accept_session(Metadata::new()),
             Err(reason) => {
                 tracing::debug!(peer = %peer.info, %reason, "a session was refused");
+                #[cfg(feature = "metrics")]
+                crate::observe::metrics::session_refused(&reason);
                 if let Some(observer) = &self.observer {
                     observer.refused(&peer, &reason);
                 }

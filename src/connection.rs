@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tollway_protocol::error::{ConnectionEnd, Reason, code};
@@ -14,6 +15,16 @@ use crate::rpc::middleware::{ClientMiddleware, ClientStack};
 use crate::rpc::{Call, MethodId, Named, To};
 use crate::session::SessionInner;
 use crate::shared::{ConnectionCell, Shared};
+
+/// That a side takes no new calls on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Draining {
+    /// Why.
+    pub reason: Reason,
+    /// When it closes the connection, whatever is open then; without it, with the last call.
+    pub until: Option<Instant>,
+}
 
 /// A virtual connection to one service of the peer's. Clones share it; the last one dropped closes it, unless it came
 /// from a [`CallContext`](crate::rpc::CallContext): then the connection is its opener's.
@@ -115,6 +126,42 @@ impl Connection {
         self.shared().calls_ended(self.inner.id).await;
     }
 
+    /// Takes no new calls on the connection, lets those that are open run to their end, and closes it then with `reason`; or
+    /// after `grace`, with code [`DEADLINE`](code::DEADLINE), whatever is open then. Returns its end.
+    ///
+    /// Calls of the peer's that were on their way are refused, unexecuted. The handles of the side that opened the connection
+    /// make no calls any more either; handlers that are at work may still call back, and are waited for. A paid
+    /// connection does not close with its last call: its payer does, with [`PaidConnection::close`], or `grace` does.
+    ///
+    /// The first drain of a side stands; another one waits with it.
+    ///
+    /// # Cancel safety
+    /// The connection drains from the first poll on, whether or not the future is dropped.
+    ///
+    /// [`PaidConnection::close`]: crate::payment::PaidConnection::close
+    pub async fn drain(&self, reason: Reason, grace: Option<Duration>) -> ConnectionEnd {
+        let until = grace.and_then(|grace| Instant::now().checked_add(grace));
+        self.inner.cell.set_draining(Draining { reason: reason.clone(), until });
+        self.shared().drain_connection(self.inner.id, reason, grace);
+        self.closed().await
+    }
+
+    /// That a side takes no new calls: then calls fail with [`CommandError::Draining`], unexecuted, and belong on another
+    /// connection.
+    ///
+    /// [`CommandError::Draining`]: tollway_protocol::session::CommandError::Draining
+    pub fn draining(&self) -> Option<&Draining> {
+        self.inner.cell.draining()
+    }
+
+    /// Waits until a side takes no new calls or the connection has ended: until it is time for another connection.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn until_draining(&self) {
+        self.inner.cell.until_draining().await;
+    }
+
     /// The counts of a paid connection, also after its end; `None` for an unpaid one.
     pub fn money(&self) -> Option<MoneyCount> {
         self.inner.money()
@@ -133,6 +180,12 @@ impl Connection {
 }
 
 impl ConnectionInner {
+    /// A handle of the opener's makes no calls while the connection drains, whichever side has begun it. Those of handlers
+    /// do, until the peer drains.
+    pub(crate) fn takes_no_calls(&self) -> bool {
+        self.opener.is_some() && self.cell.draining().is_some() && self.cell.end().is_none()
+    }
+
     pub(crate) fn money(&self) -> Option<MoneyCount> {
         self.cell.shared.money(self.id, &self.cell)
     }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::Status;
 use tollway_protocol::session::{CallKey, CommandError};
+use tracing::{Instrument, Span};
 
 use crate::rpc::{BoxReply, IncomingCall, MethodGuard, OutboundSlots, Reply, Scope, ServiceEntry, enter_deadline};
 use crate::shared::Shared;
@@ -76,6 +77,8 @@ impl Refused {
     pub(crate) fn answer(self, shared: &Arc<Shared>) {
         let failure = match &self.error {
             CommandError::NoCall | CommandError::NoConnection(_) | CommandError::SessionEnded(_) => return,
+            // For the streams of an answer; for the answer itself it was said already.
+            CommandError::OutOfMemory { .. } => Reply::empty(Status::AtCapacity),
             &CommandError::BodyTooLarge { bytes, limit } => Reply::too_large(bytes, limit),
             _ => Reply::failed(),
         };
@@ -95,18 +98,24 @@ pub(crate) fn start_and_poll(
     cx: &mut Context<'_>,
 ) -> Result<Reply, BoxReply> {
     let deadline = incoming.context.deadline;
+    let span = incoming.context.cell.span(incoming.context.connection).cloned();
     let first = std::panic::AssertUnwindSafe(|| {
+        let in_span = span.as_ref().map(Span::enter);
         // What a handler calls takes over its deadline; without one nothing is handed down.
         let entered = deadline.map(|_| enter_deadline(deadline));
         let mut future = entry.call(incoming);
         // One that is done is dropped in here: its drop is user code, too.
-        match future.as_mut().poll(cx) {
-            Poll::Ready(reply) => Ok(reply),
-            Poll::Pending if entered.is_some() => {
-                Err(Box::pin(Scope { deadline, trace: None }.hold(future)) as BoxReply)
-            }
-            Poll::Pending => Err(future),
+        if let Poll::Ready(reply) = future.as_mut().poll(cx) {
+            return Ok(reply);
         }
+        if entered.is_some() {
+            future = Box::pin(Scope { deadline, trace: None }.hold(future));
+        }
+        drop(in_span);
+        Err(match span.clone() {
+            Some(span) => Box::pin(future.instrument(span)),
+            None => future,
+        })
     });
     std::panic::catch_unwind(first).unwrap_or_else(|_panic| Ok(Reply::empty(Status::HandlerFailed)))
 }

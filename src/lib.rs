@@ -24,6 +24,7 @@ mod leak_tests;
 pub mod maintenance;
 pub mod observe;
 pub mod payment;
+pub mod queue;
 mod random;
 pub mod reconnect;
 pub mod relay;
@@ -37,7 +38,7 @@ mod together;
 pub mod tunnel;
 
 pub use client::{ConnectError, connect, connect_with};
-pub use connection::Connection;
+pub use connection::{Connection, Draining};
 pub use incoming::{Acceptor, IncomingOpen};
 pub use reconnect::{Client, ClientConfig};
 pub use relay::proxy_connections;

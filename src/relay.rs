@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tollway_protocol::error::{ConnectionEnd, Reason, SessionEnd, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::limits::ConnectionLimits;
+use tollway_protocol::memory::MemoryPool;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::relay::{Bridge, RelayError, Relayed, Terms};
 pub use tollway_protocol::relay::{Side, Traffic};
@@ -65,7 +66,8 @@ pub enum ProxyError {
 ///
 /// The right side decides whether the connection is accepted, and its answer goes to the left unchanged: limits (at
 /// most what this side receives), metadata, signed terms and receipts. Closes and their codes pass in both directions
-/// after what was sent before them; of a side that is lost the other is told with code `UNREACHABLE`. Metadata with
+/// after what was sent before them, and so does the draining of a connection, into which also the going away of a session is
+/// turned; of a side that is lost the other is told with code `UNREACHABLE`. Metadata with
 /// `NO_PROPAGATE` stays here. Paid connections pass like any other, if their terms do not bind them to the conduit.
 ///
 /// # Errors
@@ -151,6 +153,9 @@ impl Endpoint {
     }
 }
 
+/// The sides that are to be told that something waits for them, mostly none or one.
+pub(crate) type Told = [Option<Endpoint>; 2];
+
 /// One relayed connection, of which each of the two sessions holds one end.
 pub(crate) struct Relay {
     began: Instant,
@@ -174,6 +179,8 @@ struct RelayState {
 struct End {
     /// Once it takes part.
     endpoint: Option<Endpoint>,
+    /// Where what came from it and waits is counted.
+    memory: Option<Arc<MemoryPool>>,
     ended: bool,
 }
 
@@ -181,7 +188,7 @@ impl Relay {
     fn new(left: &IncomingOpen, from_right: ConnectionLimits) -> Arc<Self> {
         let IncomingOpen { request, own_limits, .. } = left;
         let state = RelayState {
-            left: Terms { parity: request.parity, receives: request.limits, may_send: *own_limits },
+            left: Terms { parity: request.parity, receives: request.limits, may_send: *own_limits, memory: None },
             from_right,
             has_credential: !request.credential.is_empty(),
             bridge: None,
@@ -192,27 +199,43 @@ impl Relay {
     }
 
     /// An end takes part from now on.
-    pub(crate) fn enter(&self, side: Side, shared: &Arc<Shared>, connection: ConnectionId) {
-        self.state.lock().end(side).endpoint = Some(Endpoint { shared: shared.clone(), connection });
+    pub(crate) fn enter(&self, side: Side, shared: &Arc<Shared>, connection: ConnectionId, memory: Arc<MemoryPool>) {
+        let mut state = self.state.lock();
+        let end = state.end(side);
+        end.endpoint = Some(Endpoint { shared: shared.clone(), connection });
+        end.memory = Some(memory);
     }
 
     /// The right side has accepted, and receives this much.
     pub(crate) fn join(&self, receives: ConnectionLimits, has_receipt: bool) {
         let mut state = self.state.lock();
-        let left = Terms { may_send: receives.through_relay(&state.left.may_send), ..state.left };
+        let [from_left, from_right] = [&state.ends[0], &state.ends[1]].map(|end| end.memory.clone());
+        let may_send = receives.through_relay(&state.left.may_send);
+        let left = Terms { may_send, memory: from_left, ..state.left.clone() };
         let may_send = left.receives.through_relay(&state.from_right);
-        let right = Terms { parity: left.parity.other(), receives, may_send };
-        state.left = left;
+        let right = Terms { parity: left.parity.other(), receives, may_send, memory: from_right };
+        state.left.may_send = left.may_send;
         let is_paid = state.has_credential && has_receipt;
         state.bridge = Some(Bridge::new(&left, &right, is_paid).expect("the halves were chosen to be opposite ones"));
     }
 
-    /// Takes in a frame, under the lock of its session. Returns who is to be told of it.
-    pub(crate) fn handle_frame(&self, from: Side, frame: &Bytes) -> Result<Option<Endpoint>, RelayError> {
+    /// Takes in a frame, under the lock of its session. Returns who is to be told of it, without a lock.
+    pub(crate) fn handle_frame(&self, from: Side, frame: &Bytes) -> Result<Told, RelayError> {
         let mut state = self.state.lock();
-        let Some(bridge) = &mut state.bridge else { return Ok(None) };
-        let told = bridge.handle_frame(from, frame)?;
-        Ok(if told { state.other_end(from) } else { None })
+        if let Some(bridge) = &mut state.bridge {
+            bridge.handle_frame(from, frame)?;
+        }
+        Ok(state.told())
+    }
+
+    /// Tells a side that no new calls are taken. May be called under the lock of a session; returns who is to be told of it,
+    /// without a lock.
+    pub(crate) fn drain(&self, side: Side, reason: Reason) -> Told {
+        let mut state = self.state.lock();
+        if let Some(bridge) = &mut state.bridge {
+            bridge.drain(side, reason);
+        }
+        state.told()
     }
 
     /// The next frame for a side, under the lock of its session.
@@ -230,12 +253,12 @@ impl Relay {
             state.end(side).ended = true;
             let reason = passed_on(&end);
             state.first_end.get_or_insert((side, end));
-            let told = state.bridge.as_mut().is_some_and(|bridge| bridge.finish(side, reason));
-            if told { state.other_end(side) } else { None }
+            if let Some(bridge) = &mut state.bridge {
+                bridge.finish(side, reason);
+            }
+            state.told()
         };
-        if let Some(other) = told {
-            other.tell();
-        }
+        told.into_iter().flatten().for_each(|endpoint| endpoint.tell());
         self.changed.notify_waiters();
     }
 
@@ -287,9 +310,19 @@ impl RelayState {
         }
     }
 
-    fn other_end(&mut self, side: Side) -> Option<Endpoint> {
-        let other = self.end(side.other());
-        if other.ended { None } else { other.endpoint.clone() }
+    /// One that has not ended.
+    fn open_end(&mut self, side: Side) -> Option<Endpoint> {
+        let end = self.end(side);
+        if end.ended { None } else { end.endpoint.clone() }
+    }
+
+    fn told(&mut self) -> Told {
+        let mut told = Told::default();
+        for endpoint in &mut told {
+            let side = self.bridge.as_mut().and_then(Bridge::poll_told);
+            *endpoint = side.and_then(|side| self.open_end(side));
+        }
+        told
     }
 }
 
@@ -300,7 +333,7 @@ impl Drop for CloseBoth<'_> {
     fn drop(&mut self) {
         let open: Vec<Endpoint> = {
             let mut state = self.0.state.lock();
-            [Side::Left, Side::Right].into_iter().filter_map(|side| state.other_end(side)).collect()
+            [Side::Left, Side::Right].into_iter().filter_map(|side| state.open_end(side)).collect()
         };
         for Endpoint { shared, connection } in open {
             shared.close_connection(connection, Reason::new(code::ABANDONED, "the relay gave up"));

@@ -15,6 +15,8 @@ use tollway_protocol::metadata::Metadata;
 use tollway_protocol::session::{
     CommandError, Config, ConnectionStats, LaneMode, Machine, Role, SessionStats, WriteWatch,
 };
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::admission::Admission;
 use crate::auth::{Identity, Prover, SessionPeer};
@@ -189,16 +191,18 @@ impl Session {
                 Role::Responder => Machine::responder(protocol, now),
             },
             peer.clone(),
+            session_span(&peer.info, role),
             opened,
         );
         let limits = config.connection_limits;
         let (services, prover, observer) = (config.services, config.prover, config.observer);
         let serving = Serving { services, limits, max_frame, prover, admission };
         let engine = conduit.take_engine();
+        let span = shared.span().clone();
         let driver = Driver::new(shared.clone(), serving, (role, watch), conduit.split());
         let driver = match engine {
-            Some(engine) => tokio::spawn(Together::new(engine, driver)),
-            None => tokio::spawn(driver),
+            Some(engine) => tokio::spawn(Together::new(engine, driver).instrument(span)),
+            None => tokio::spawn(driver.instrument(span)),
         };
         let middleware = config.client_middleware;
         let inner = SessionInner { shared, peer, metadata: Metadata::new(), limits, middleware };
@@ -329,14 +333,15 @@ impl Session {
         self.inner.shared.close_session(reason);
     }
 
-    /// Tells the peer that no new connection will be accepted, waits until those that are open have ended, and closes
-    /// the session. A session without connections closes at once.
+    /// Takes no new connections and no new calls, and says so to the peer; waits until those that are open have ended, and
+    /// closes the session. Each connection closes with its last call, a paid one when its payer closes it; see
+    /// [`Connection::drain`]. A session without connections closes at once.
     ///
     /// # Cancel safety
-    /// A dropped future leaves the session open, without new connections.
+    /// A dropped future leaves the session open, without new connections and calls.
     pub async fn drain(&self, reason: Reason) {
         let shared = &self.inner.shared;
-        shared.go_away(reason.clone());
+        shared.drain_session(&reason);
         tokio::select! {
             () = shared.emptied() => {}
             _ended = shared.closed() => {}
@@ -396,6 +401,8 @@ impl Beginning {
         let opened = match answer.await {
             Ok(metadata) => {
                 inner.metadata = metadata;
+                #[cfg(feature = "metrics")]
+                inner.shared.count();
                 if let Some(observer) = observer {
                     observer.enter(&inner.shared, &inner.peer);
                 }
@@ -405,6 +412,24 @@ impl Beginning {
         };
         (opened, driver)
     }
+}
+
+/// The span of a session's task, below which are those of its connections. Its fields have OpenTelemetry's names.
+fn session_span(peer: &PeerInfo, role: Role) -> Span {
+    let span = tracing::info_span!(
+        target: "tollway::session",
+        parent: None,
+        "session",
+        "rpc.system.name" = "tollway",
+        "network.protocol.name" = peer.kind(),
+        "network.transport" = peer.transport(),
+        "network.peer.address" = peer.address(),
+        "server.address" = Empty,
+        "client.address" = Empty,
+    );
+    // The other end of the conduit is the server's for who has dialled.
+    span.record(if role == Role::Initiator { "server.address" } else { "client.address" }, peer.address());
+    span
 }
 
 impl fmt::Debug for Session {

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -18,6 +18,7 @@ use tollway_protocol::session::{
 };
 use tollway_protocol::stream::StreamKey;
 
+use crate::connection::Draining;
 use crate::driver::Serving;
 use crate::handler::CancelFlag;
 use crate::incoming::{Acceptor, IncomingOpen, OpenDetails};
@@ -38,6 +39,31 @@ pub(crate) struct PendingCall {
     pub(crate) cancelled: bool,
 }
 
+/// What is to be logged: subscribers are user code, which does not run under the lock.
+enum Remark {
+    /// Payee and payer count a call differently.
+    CountedDifferently {
+        charged: Amount,
+        counted: Amount,
+    },
+    Pong(Duration),
+}
+
+impl Remark {
+    fn log(self) {
+        match self {
+            Remark::CountedDifferently { charged, counted } => {
+                tracing::warn!(%charged, %counted, "payee and payer count a call differently");
+            }
+            Remark::Pong(rtt) => {
+                #[cfg(feature = "metrics")]
+                crate::observe::metrics::rtt(rtt);
+                tracing::trace!(?rtt, "pong");
+            }
+        }
+    }
+}
+
 /// What the driver does after the lock is dropped. Used again for the next lock, with its memory.
 #[derive(Default)]
 pub(crate) struct Work {
@@ -46,6 +72,7 @@ pub(crate) struct Work {
     pub(crate) calls: Vec<PendingCall>,
     /// Opens of paid services, each to be answered by a task.
     pub(crate) opens: Vec<OpenRequest>,
+    draining: Vec<(Arc<ConnectionCell>, Draining)>,
     ended: Vec<(Arc<ConnectionCell>, ConnectionEnd, Option<MoneyCount>)>,
     cancelled: Vec<Arc<CancelFlag>>,
     /// Openers and the handshake's waiter, with what they wait for: their wakers may be anybody's.
@@ -68,6 +95,7 @@ pub(crate) struct Work {
     relays_ended: Vec<(Arc<Relay>, Side, ConnectionEnd)>,
     /// For who watches over the session.
     happened: Vec<Happened>,
+    remarks: Vec<Remark>,
     /// The metadata of a hello about which the session's admission decides.
     pub(crate) greeting: Option<Metadata>,
     /// The method and the challenge that the peer wants to be answered.
@@ -83,6 +111,9 @@ impl Work {
         }
         if std::mem::take(&mut self.connections_gone) {
             shared.notice_gone();
+        }
+        for (cell, draining) in self.draining.drain(..) {
+            cell.set_draining(draining);
         }
         for (cell, end, money) in self.ended.drain(..) {
             cell.set_end(end, money);
@@ -109,6 +140,7 @@ impl Work {
             relay.handle_end(side, end);
         }
         self.happened.drain(..).for_each(|happened| shared.tell(happened));
+        self.remarks.drain(..).for_each(Remark::log);
         self.after.settle();
         if let Some(reason) = self.leaving.take() {
             shared.set_leaving(reason);
@@ -182,8 +214,11 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 work.happened.push(Happened::Opened(connection, None));
             }
             // Frames for the other side may come at once.
-            if let Some((relay, _)) = state.relays.get(&connection) {
+            if let Some((relay, side)) = state.relays.get(&connection) {
                 relay.join(limits, !receipt.is_empty());
+                if let Some(reason) = &state.peer_going_away {
+                    work.relays.extend(relay.drain(side.other(), reason.clone()).into_iter().flatten());
+                }
             }
             answer_open(state, work, connection, OpenAnswer::Accepted { metadata, receipt });
         }
@@ -211,6 +246,12 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 work.relays_ended.push((relay, side, end.clone()));
             }
             answer_open(state, work, connection, OpenAnswer::Ended(end));
+        }
+        Event::ConnectionDraining { connection, reason, deadline } => {
+            if let Some(cell) = state.connections.get(&connection) {
+                let until = deadline.and_then(|left| Instant::now().checked_add(left));
+                work.draining.push((cell.clone(), Draining { reason, until }));
+            }
         }
         Event::Relayed { connection, frame } => settle_relayed(state, work, connection, &frame),
         Event::StreamsAnnounced { connection, call, slots } => {
@@ -245,10 +286,16 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
                 }
             }
         }
-        Event::CallEnded { call, charged, counted } => {
+        Event::CallEnded { charged, counted, .. } => {
             work.calls_ended = true;
             if charged != counted {
-                tracing::warn!(?call, %charged, %counted, "payee and payer count a call differently");
+                work.remarks.push(Remark::CountedDifferently { charged, counted });
+            }
+        }
+        Event::CallUnsent { call } => {
+            work.calls_ended = true;
+            if let Some(slot) = waiting_slot(state, call) {
+                work.after.wake(slot.settle(Outcome::Unsent));
             }
         }
         Event::CallFailed { call } => {
@@ -263,10 +310,14 @@ fn settle_event(shared: &Arc<Shared>, serving: &Serving, state: &mut State, even
             work.costs.extend(state.costs.remove(&call).map(|tell| (tell, charged)));
         }
         Event::PeerGoingAway { reason, .. } => {
-            tracing::debug!(%reason, "the peer is going away");
-            work.leaving = Some(reason);
+            // Whoever is on the other side of a relay looks for another way. [relay.draining]
+            for (relay, side) in state.relays.values() {
+                work.relays.extend(relay.drain(side.other(), reason.clone()).into_iter().flatten());
+            }
+            work.leaving = Some(reason.clone());
+            state.peer_going_away = Some(reason);
         }
-        Event::Pong { rtt } => tracing::trace!(?rtt, "pong"),
+        Event::Pong { rtt } => work.remarks.push(Remark::Pong(rtt)),
         Event::Payment { connection, message } => post(state, connection, PaymentEvent::Message(message)),
         Event::MoneyLow { connection } => post(state, connection, PaymentEvent::Low),
         Event::MoneyNeeded { connection, .. } => post(state, connection, PaymentEvent::Needed),
@@ -411,9 +462,12 @@ fn settle_relayed(state: &mut State, work: &mut Work, connection: ConnectionId, 
     // One that is not there any more is being closed.
     let Some((relay, side)) = state.relays.get(&connection) else { return };
     match relay.handle_frame(*side, frame) {
-        Ok(told) => work.relays.extend(told),
+        Ok(told) => work.relays.extend(told.into_iter().flatten()),
         Err(RelayError::Violation(violation)) => state.machine.handle_violation(violation),
-        Err(error) => state.machine.close(connection, Reason::new(code::LIMIT, error.to_string())),
+        Err(error) => {
+            let code = if error == RelayError::OutOfMemory { code::AT_CAPACITY } else { code::LIMIT };
+            state.machine.close(connection, Reason::new(code, error.to_string()));
+        }
     }
 }
 

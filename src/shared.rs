@@ -8,7 +8,7 @@ mod paid;
 
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -27,15 +27,21 @@ use tollway_protocol::session::{
 };
 use tollway_protocol::stream::{Grant, StreamKey, Taken};
 use tollway_protocol::time::Time;
+use tracing::Span;
 
 use crate::auth::SessionPeer;
+use crate::connection::Draining;
 use crate::handler::{CancelFlag, Refused, ServedBody};
 use crate::observe::{Happened, ObservedCell, ObservedSession, Traffic};
-use crate::payment::{CREDENTIAL_RATE, CheckGate, Mailbox};
+use crate::payment::{CREDENTIAL_RATE, CheckGate, MAX_MESSAGES, Mailbox};
+use crate::queue::{QueueSnapshot, Unit};
 use crate::relay::Relay;
-use crate::rpc::{Aftermath, CallSlot, InboundStream, OutboundSlots, Reply, ServiceEntry, StreamCore};
+use crate::rpc::{Aftermath, CallSlot, InboundStream, OUTBOX_BYTES, OutboundSlots, Reply, ServiceEntry, StreamCore};
 
 pub(crate) use cell::ConnectionCell;
+
+/// Streams of a session that are looked at for a snapshot, 1,000: the lock is held meanwhile.
+const OBSERVED_STREAMS: usize = 1_000;
 
 /// One session.
 pub(crate) struct Shared {
@@ -43,6 +49,8 @@ pub(crate) struct Shared {
     /// The origin of the machine's time.
     start: Instant,
     peer: Arc<SessionPeer>,
+    /// The session's, below which are those of its connections.
+    span: Span,
     end: OnceLock<SessionEnd>,
     /// The peer accepts no new connections any more.
     leaving: OnceLock<Reason>,
@@ -54,6 +62,9 @@ pub(crate) struct Shared {
     connection_gone: Notify,
     /// Who watches over it.
     observed: ObservedCell,
+    /// Whether the metrics count it as open.
+    #[cfg(feature = "metrics")]
+    is_counted: std::sync::atomic::AtomicBool,
     /// Paces the credentials that the peer has checked.
     pub(crate) credentials: CheckGate,
 }
@@ -89,8 +100,13 @@ pub(crate) struct State {
     pub(crate) proof: Option<oneshot::Sender<Bytes>>,
     /// Responder: the metadata of the peer's hello, until the session is open.
     pub(crate) hello: Option<Metadata>,
-    /// The driver, while nothing was put into the outbox since it looked.
+    /// Why the peer is going away, once it has said so.
+    pub(crate) peer_going_away: Option<Reason>,
     pub(crate) traffic: Traffic,
+    /// What of it the metrics have.
+    #[cfg(feature = "metrics")]
+    told_traffic: Traffic,
+    /// The driver, while nothing was put into the outbox since it looked.
     driver: Option<Waker>,
 }
 
@@ -176,6 +192,7 @@ impl Shared {
     pub(crate) fn new(
         make: impl FnOnce(Time) -> Machine,
         peer: Arc<SessionPeer>,
+        span: Span,
         opened: oneshot::Sender<Metadata>,
     ) -> Arc<Self> {
         let state = State {
@@ -193,19 +210,25 @@ impl Shared {
             opened: Some(opened),
             hello: None,
             proof: None,
+            peer_going_away: None,
             traffic: Traffic::default(),
+            #[cfg(feature = "metrics")]
+            told_traffic: Traffic::default(),
             driver: None,
         };
         Arc::new(Shared {
             state: Mutex::new(state),
             start: Instant::now(),
             peer,
+            span,
             end: OnceLock::new(),
             leaving: OnceLock::new(),
             ended: Notify::new(),
             call_gone: Notify::new(),
             connection_gone: Notify::new(),
             observed: ObservedCell::new(),
+            #[cfg(feature = "metrics")]
+            is_counted: Default::default(),
             credentials: CheckGate::new(CREDENTIAL_RATE),
         })
     }
@@ -213,6 +236,10 @@ impl Shared {
     /// The other end of the conduit.
     pub(crate) fn peer(&self) -> &Arc<SessionPeer> {
         &self.peer
+    }
+
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -248,6 +275,11 @@ impl Shared {
 
     pub(crate) fn set_end(&self, end: SessionEnd) {
         if self.end.set(end.clone()).is_ok() {
+            #[cfg(feature = "metrics")]
+            if self.is_counted.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                self.tell_traffic();
+                crate::observe::metrics::session_closed(&self.peer.info, &end);
+            }
             if let Some(observed) = self.observed.get() {
                 observed.ended(&end);
             }
@@ -266,6 +298,7 @@ impl Shared {
     }
 
     pub(crate) fn set_leaving(&self, reason: Reason) {
+        tracing::debug!(%reason, "the peer is going away");
         if self.leaving.set(reason).is_ok() {
             self.ended.notify_waiters();
         }
@@ -296,12 +329,40 @@ impl Shared {
         }
     }
 
+    /// The session is open, and counts as such until its end.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn count(&self) {
+        if self.end().is_none() {
+            crate::observe::metrics::session_opened(&self.peer.info);
+            self.is_counted.store(true, std::sync::atomic::Ordering::Relaxed);
+            // It may have ended meanwhile, and nobody has seen that it counts.
+            if let Some(end) = self.end().filter(|_| self.is_counted.swap(false, std::sync::atomic::Ordering::Relaxed))
+            {
+                crate::observe::metrics::session_closed(&self.peer.info, end);
+            }
+        }
+    }
+
+    /// Adds what was carried since it was added last.
+    #[cfg(feature = "metrics")]
+    fn tell_traffic(&self) {
+        let since = {
+            let mut state = self.lock();
+            let traffic = state.traffic;
+            traffic.since(&std::mem::replace(&mut state.told_traffic, traffic))
+        };
+        crate::observe::metrics::carried(since);
+    }
+
+    /// Whether anybody is told what happens to connections.
     pub(crate) fn is_watched(&self) -> bool {
-        self.observed.get().is_some_and(ObservedSession::is_watched)
+        cfg!(feature = "metrics") || self.observed.get().is_some_and(ObservedSession::is_watched)
     }
 
     /// Tells who watches what happened. To be called without a lock.
     pub(crate) fn tell(&self, happened: Happened) {
+        #[cfg(feature = "metrics")]
+        crate::observe::metrics::happened(&happened);
         if let Some(observed) = self.observed.get() {
             observed.tell(happened);
         }
@@ -309,8 +370,33 @@ impl Shared {
 
     /// The session at this moment, and its connections, `most` at most.
     pub(crate) fn observe(&self, most: usize) -> (Traffic, SessionStats, Vec<ConnectionStats>) {
+        #[cfg(feature = "metrics")]
+        self.tell_traffic();
         let state = self.lock();
         (state.traffic, state.machine.stats(), state.machine.connection_stats(most))
+    }
+
+    /// What waits in the session.
+    pub(crate) fn queues(&self) -> Vec<QueueSnapshot> {
+        let state = self.lock();
+        let of_machine = state.machine.queues();
+        let relays = state.machine.relay_memory();
+        let letters = state.mailboxes.values().map(|mailbox| mailbox.depth()).max();
+        let fullest = state.streams.values().take(OBSERVED_STREAMS).map(|core| core.waiting()).max();
+        drop(state);
+        let unit = |is_bytes| if is_bytes { Unit::Bytes } else { Unit::Entries };
+        let mut queues: Vec<QueueSnapshot> = of_machine
+            .iter()
+            .map(|it| QueueSnapshot::new(it.name, unit(it.is_bytes), it.capacity, it.depth, it.high_water))
+            .collect();
+        queues
+            .extend(relays.map(|(depth, most)| QueueSnapshot::new("session.relays", Unit::Bytes, most, depth, depth)));
+        let (letters, most_letters) = letters.unwrap_or_default();
+        queues.extend([
+            QueueSnapshot::new("payment.mailbox", Unit::Entries, MAX_MESSAGES as u64, letters, most_letters),
+            QueueSnapshot::new("stream.outbox", Unit::Bytes, OUTBOX_BYTES, fullest.unwrap_or(0), 0),
+        ]);
+        queues
     }
 
     // ---- the handshake
@@ -344,12 +430,6 @@ impl Shared {
     }
 
     // ---- connections
-
-    pub(crate) fn go_away(&self, reason: Reason) {
-        let mut state = self.lock();
-        state.machine.go_away(reason);
-        Self::unlock_and_kick(state);
-    }
 
     /// Tells who waits for the last connection that one has ended.
     pub(crate) fn notice_gone(&self) {
@@ -395,6 +475,27 @@ impl Shared {
         let mut state = self.lock();
         state.machine.close(id, reason);
         Self::unlock_and_kick(state);
+    }
+
+    /// Takes no new calls on a connection, which closes when those that are open have ended. One that has ended is left
+    /// alone.
+    pub(crate) fn drain_connection(&self, id: ConnectionId, reason: Reason, grace: Option<Duration>) {
+        let now = self.now();
+        let mut state = self.lock();
+        // Fails if it has ended meanwhile, and its end says why.
+        let _ended = state.machine.drain(now, id, reason, grace);
+        Self::unlock_and_kick(state);
+    }
+
+    /// Takes no new connections, and no new calls on those that are open.
+    pub(crate) fn drain_session(&self, reason: &Reason) {
+        let mut state = self.lock();
+        state.machine.drain_all(reason.clone());
+        let told: Vec<_> = state.relays.values().map(|(relay, side)| relay.drain(*side, reason.clone())).collect();
+        let cells: Vec<_> = state.connections.values().cloned().collect();
+        Self::unlock_and_kick(state);
+        cells.iter().for_each(|cell| cell.set_draining(Draining { reason: reason.clone(), until: None }));
+        told.into_iter().flatten().flatten().for_each(|endpoint| endpoint.tell());
     }
 
     pub(crate) fn close_session(&self, reason: Reason) {
@@ -517,7 +618,7 @@ impl Shared {
         let mut state = self.lock();
         let waits = state.machine.limits(id).is_some();
         if waits {
-            relay.enter(side, self, id);
+            relay.enter(side, self, id, state.machine.relay_pool());
             state.relays.insert(id, (relay.clone(), side));
         }
         waits
@@ -533,7 +634,7 @@ impl Shared {
         let now = self.now();
         let mut state = self.lock();
         let id = state.machine.open_relayed(now, spec)?;
-        relay.enter(Side::Right, self, id);
+        relay.enter(Side::Right, self, id, state.machine.relay_pool());
         state.relays.insert(id, (relay.clone(), Side::Right));
         state.opens.insert(id, answer);
         state.connections.insert(id, ConnectionCell::new(self, None));

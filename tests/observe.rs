@@ -11,6 +11,7 @@ use tollway::observe::{
 };
 use tollway::protocol::error::{Reason, code};
 use tollway::protocol::session::ConnectionState;
+use tollway::queue::{QueueSnapshot, Unit};
 use tollway::rpc::{BoxReply, IncomingCall, MethodId, Reply, Rx, Service, Services};
 use tollway::{Server, ServerConfig, ServerHandle, Session, SessionConfig};
 
@@ -139,6 +140,107 @@ async fn a_snapshot_shows_what_is_under_way() {
     }
     let (traffic, stats, _) = session.stats(10);
     assert!(traffic.bytes_sent > 300 && stats.rtt.is_some(), "{traffic:?} {stats:?}");
+}
+
+/// The queue of that name.
+fn queue(queues: &[QueueSnapshot], name: &str) -> QueueSnapshot {
+    queues.iter().find(|queue| queue.name == name).unwrap_or_else(|| panic!("{name} is not in {queues:?}")).clone()
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_what_waits_and_what_a_connection_has_carried() {
+    let (observer, slow) = (Observer::new(), Slow::default());
+    let server = serve(&observer, slow.clone()).await;
+    let session = connect(&server, ANYBODY).await;
+    let connection = session.open("slow").await.unwrap();
+    let body = vec![7u8; 1_000];
+    for _ in 0..3 {
+        within(async { connection.call::<_, Vec<u8>>(MethodId(2), &body).await }).await.unwrap();
+    }
+    let waiting = tokio::spawn(async move { connection.call::<_, Vec<u8>>(MethodId(1), &body).await });
+    within(async {
+        while observer.snapshot().sessions[0].stats.calls < 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let snapshot = observer.snapshot();
+    let seen = &snapshot.sessions[0];
+    let traffic = seen.connections[0].traffic;
+    assert_eq!((traffic.frames_received, traffic.frames_sent), (4, 3), "{traffic:?}");
+    assert!(traffic.bytes_received > 4_000 && traffic.bytes_sent > 3_000, "{traffic:?}");
+    // What lies in a handler is held for its peer, and counted as such.
+    let memory = queue(&seen.queues, "session.memory");
+    assert_eq!(memory.unit, Unit::Bytes);
+    assert!(memory.depth >= 1_000 && memory.high_water >= memory.depth && memory.capacity == 256 << 20, "{memory:?}");
+    for name in ["session.answers", "session.payments", "session.opens", "session.work", "payment.mailbox"] {
+        let queue = queue(&seen.queues, name);
+        assert!(
+            queue.capacity > 0 && queue.depth <= queue.high_water && queue.high_water <= queue.capacity,
+            "{queue:?}"
+        );
+    }
+    let events = observer.subscribe();
+    session.close(Reason::none());
+    assert!(within(waiting).await.unwrap().is_err());
+    within(async {
+        while observer.session_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    // There may be other observers in this process; this one's events wait for who does not listen.
+    let waiting: Vec<_> =
+        observer.snapshot().queues.into_iter().filter(|queue| queue.name == "observe.events").collect();
+    assert!(waiting.iter().any(|queue| queue.depth >= 1 && queue.capacity == 1_024), "{waiting:?}");
+    drop(events);
+}
+
+/// More sessions than an answer has room for: fetched page by page, and who takes only small answers is told how many
+/// were left out instead of nothing at all.
+#[tokio::test]
+async fn a_snapshot_of_many_sessions_comes_in_pages() {
+    let observer = Observer::new();
+    let server = serve(&observer, Slow::default()).await;
+    let mut sessions = Vec::new();
+    for _ in 0..12 {
+        let session = connect(&server, ANYBODY).await;
+        let mut connections = Vec::new();
+        for _ in 0..40 {
+            connections.push(within(session.open("slow")).await.unwrap());
+        }
+        sessions.push((session, connections));
+    }
+    let mut config = SessionConfig::default();
+    config.protocol.metadata.push(BearerToken::new(OPERATOR).unwrap().entry());
+    // A page holds one or two sessions.
+    config.connection_limits.max_body = 8_192;
+    let operator = within(tollway::connect(server.endpoint(), config)).await.unwrap();
+    let client = ObserveClient::open(&operator).await.unwrap();
+    let snapshot = within(client.snapshot()).await.unwrap();
+    assert_eq!((snapshot.total, snapshot.left_out), (13, 0));
+    let numbers: Vec<u64> = snapshot.sessions.iter().map(|session| session.session).collect();
+    assert_eq!(numbers, (1..=13).collect::<Vec<_>>());
+    assert!(snapshot.sessions[..12].iter().all(|session| session.connections.len() == 40));
+    let rest = observer.snapshot_after(10);
+    assert_eq!((rest.total, rest.sessions.len(), rest.left_out), (13, 3, 0));
+
+    let mut config = SessionConfig::default();
+    config.protocol.metadata.push(BearerToken::new(OPERATOR).unwrap().entry());
+    config.connection_limits.max_body = 1_000;
+    let operator = within(tollway::connect(server.endpoint(), config)).await.unwrap();
+    let client = ObserveClient::open(&operator).await.unwrap();
+    let snapshot = within(client.snapshot()).await.unwrap();
+    let first = &snapshot.sessions[0];
+    assert!(first.connections.len() < 40 && first.stats.connections == 40, "{} are shown", first.connections.len());
+    // No room for anything: that is said, too.
+    let mut config = SessionConfig::default();
+    config.protocol.metadata.push(BearerToken::new(OPERATOR).unwrap().entry());
+    config.connection_limits.max_body = 150;
+    let operator = within(tollway::connect(server.endpoint(), config)).await.unwrap();
+    let client = ObserveClient::open(&operator).await.unwrap();
+    let snapshot = within(client.snapshot()).await.unwrap();
+    assert_eq!((snapshot.total, snapshot.left_out, snapshot.sessions.len()), (15, 15, 0));
 }
 
 #[tokio::test]

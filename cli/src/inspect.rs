@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use tollway::SessionConfig;
 use tollway::observe::{Event, Note, ObserveClient, SessionSnapshot, Snapshot};
+use tollway::queue::{QueueSnapshot, Unit};
 
 use crate::access::unless_interrupted;
 use crate::failure::Failure;
@@ -74,16 +75,25 @@ pub(crate) async fn run(arguments: Arguments, interrupts: Interrupts) -> Result<
 }
 
 fn table(snapshot: &Snapshot) -> String {
-    let mut lines = vec![format!("{} sessions", snapshot.total)];
+    let mut lines = vec![match snapshot.left_out {
+        0 => format!("{} sessions", snapshot.total),
+        left_out => format!("{} sessions, {left_out} of which are not shown", snapshot.total),
+    }];
+    lines.extend(snapshot.queues.iter().map(queue));
     for session in &snapshot.sessions {
         lines.push(row(session));
+        // An empty queue that never held anything says nothing.
+        lines.extend(session.queues.iter().filter(|queue| queue.high_water > 0).map(|it| format!("  {}", queue(it))));
         for connection in &session.connections {
             lines.push(format!(
-                "  connection {}: {:?}{}{}, calls {} + {} waiting, served {}, streams {}, bodies {} B in, {} B out",
+                "  connection {}: {:?}{}{}{}, frames {} in, {} out, calls {} + {} waiting, served {}, streams {}, bodies {} B in, {} B out",
                 connection.id,
                 connection.state,
                 if connection.is_paid { ", paid" } else { "" },
                 if connection.is_relayed { ", relayed" } else { "" },
+                if connection.is_draining { ", draining" } else { "" },
+                connection.traffic.frames_received,
+                connection.traffic.frames_sent,
                 connection.calls,
                 connection.waiting_calls,
                 connection.served_calls,
@@ -94,6 +104,14 @@ fn table(snapshot: &Snapshot) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// A queue: how full it is, and how full it was.
+fn queue(queue: &QueueSnapshot) -> String {
+    let QueueSnapshot { name, unit, capacity, depth, high_water, stalled, .. } = queue;
+    let unit = if *unit == Unit::Bytes { " B" } else { "" };
+    let stalled = stalled.map_or_else(String::new, |time| format!(", stands still for {:.1} s", time.as_secs_f64()));
+    format!("queue {name}: {depth}{unit} of {capacity}, {high_water} at most{stalled}")
 }
 
 fn row(session: &SessionSnapshot) -> String {

@@ -221,7 +221,7 @@ pub mod code {
     pub const UNAUTHENTICATED: u32 = 27;
     /// It is known who the peer is, and it may not do this.
     pub const FORBIDDEN: u32 = 28;
-    /// The deadline of the stream's call has passed.
+    /// A deadline has passed: that of the stream's call, or that of a connection that drains.
     pub const DEADLINE: u32 = 29;
     /// An idempotency key was used with other arguments.
     pub const KEY_REUSED: u32 = 30;

@@ -1,8 +1,8 @@
 //! Memory that peers may make this side hold: the budget of a session, and the pool that all sessions of a process share.
 //!
 //! What counts is what a peer may fill without asking again: the window of each stream that it sends, from the stream's
-//! announcement until the last of its items was read, an item that passes the window, and each body from its arrival until
-//! the application has taken it. An idle connection counts nothing. So the sum of all grants never exceeds the session's
+//! announcement until the last of its items was read, an item that passes the window, each body from its arrival until
+//! the application has taken it, and each answer until it is written. An idle connection counts nothing. So the sum of all grants never exceeds the session's
 //! budget, nor the sums of all sessions the pool.
 //!
 //! When there is no room nobody is punished, and nothing else of the session notices: a stream is stopped and a call
@@ -20,12 +20,19 @@ const LOAN: u64 = 8 * 1024;
 pub struct MemoryPool {
     limit: u64,
     lent: AtomicU64,
+    /// Where it takes from what it lends.
+    within: Option<Arc<MemoryPool>>,
 }
 
 impl MemoryPool {
     /// A pool of `limit` bytes.
     pub const fn new(limit: u64) -> Self {
-        MemoryPool { limit, lent: AtomicU64::new(0) }
+        MemoryPool { limit, lent: AtomicU64::new(0), within: None }
+    }
+
+    /// A pool of `limit` bytes that takes from another one what it lends.
+    pub const fn within(limit: u64, pool: Arc<MemoryPool>) -> Self {
+        MemoryPool { limit, lent: AtomicU64::new(0), within: Some(pool) }
     }
 
     /// Bytes that may be lent.
@@ -42,11 +49,21 @@ impl MemoryPool {
     fn try_take(&self, bytes: u64) -> bool {
         // The number guards no other memory, so no ordering is needed.
         let take = |lent: u64| lent.checked_add(bytes).filter(|&lent| lent <= self.limit);
-        self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        if self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            return false;
+        }
+        let taken = self.within.as_ref().is_none_or(|pool| pool.try_take(bytes));
+        if !taken {
+            self.lent.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        taken
     }
 
     fn give_back(&self, bytes: u64) {
         self.lent.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(pool) = &self.within {
+            pool.give_back(bytes);
+        }
     }
 }
 
@@ -77,17 +94,36 @@ pub(crate) struct Ledger {
     charged: u64,
     /// Bytes that may be charged without another look at the pool.
     borrowed: u64,
+    /// The most that was borrowed at one time.
+    most: u64,
     session: u64,
     pool: Option<Arc<MemoryPool>>,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: &MemoryLimits) -> Self {
-        Ledger { charged: 0, borrowed: 0, session: limits.session, pool: limits.pool.clone() }
+        Ledger { charged: 0, borrowed: 0, most: 0, session: limits.session, pool: limits.pool.clone() }
+    }
+
+    /// One that is bounded by its pool alone, if it has one.
+    pub(crate) const fn of_pool(pool: Option<Arc<MemoryPool>>) -> Self {
+        Ledger { charged: 0, borrowed: 0, most: 0, session: u64::MAX, pool }
+    }
+
+    /// Nothing is charged for now: gives back what is borrowed ahead of need.
+    pub(crate) fn rest(&mut self) {
+        if self.charged == 0 && self.borrowed > 0 {
+            self.give_back(self.borrowed);
+        }
     }
 
     pub(crate) const fn charged(&self) -> u64 {
         self.charged
+    }
+
+    /// What was charged at most, rounded up to what is borrowed ahead.
+    pub(crate) const fn most_charged(&self) -> u64 {
+        self.most
     }
 
     /// Charges `bytes`, or nothing if there is no room.
@@ -112,6 +148,7 @@ impl Ledger {
         let takes = |bytes| self.pool.as_ref().is_none_or(|pool| pool.try_take(bytes));
         let Some(taken) = [ahead, needed].into_iter().find(|&bytes| takes(bytes)) else { return false };
         self.borrowed = self.borrowed.saturating_add(taken);
+        self.most = self.most.max(self.borrowed);
         true
     }
 
@@ -185,5 +222,29 @@ mod tests {
         assert!(ledger.try_charge(100 << 20));
         ledger.release(100 << 20);
         assert!(pool.lent() <= LOAN, "{}", pool.lent());
+    }
+
+    #[test]
+    fn a_pool_within_another_takes_from_both_or_from_none() {
+        let outer = Arc::new(MemoryPool::new(100));
+        let inner = MemoryPool::within(60, outer.clone());
+        assert!(inner.try_take(50) && !inner.try_take(11), "its own limit");
+        assert!(outer.try_take(45));
+        assert!(!inner.try_take(6), "what is left of the other");
+        assert_eq!((inner.lent(), outer.lent()), (50, 95));
+        inner.give_back(50);
+        assert_eq!((inner.lent(), outer.lent()), (0, 45));
+    }
+
+    #[test]
+    fn a_ledger_at_rest_borrows_nothing() {
+        let pool = Arc::new(MemoryPool::new(u64::MAX));
+        let mut ledger = Ledger::of_pool(Some(pool.clone()));
+        assert!(ledger.try_charge(10));
+        ledger.rest();
+        assert!(pool.lent() >= 10, "it is not at rest");
+        ledger.release(10);
+        ledger.rest();
+        assert_eq!(pool.lent(), 0);
     }
 }

@@ -280,6 +280,20 @@ headers! {
         /// More about it.
         metadata: Metadata,
     }
+    /// The sender takes no new calls on the connection; those that are open run to their end.
+    20 Draining {
+        /// The connection.
+        connection: ConnectionId,
+        /// Time until the sender closes it whatever is open, in microseconds from the sending of the frame.
+        deadline_us: Option<u64>,
+        /// Why.
+        reason: WireReason,
+    }
+    /// The answer to Draining: its sender makes no more calls on the connection.
+    21 Drained {
+        /// The connection.
+        connection: ConnectionId,
+    }
     /// A call. The payload is the method's arguments.
     32 + payload Request {
         /// The connection.

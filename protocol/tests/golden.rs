@@ -66,6 +66,9 @@ fn session_frames() -> Vec<Golden> {
         golden("nonce 300", &Ping { nonce: 300 }, b""),
         golden("the answer", &Pong { nonce: 300 }, b""),
         golden("the largest nonce", &Ping { nonce: u64::MAX }, b""),
+        golden("prove it: two bytes of challenge", &Challenge { method: "token/1".into() }, &[0xc1, 0xc2]),
+        golden("the proof, a byte", &Proof { method: "token/1".into() }, &[0xd1]),
+        golden("an empty challenge", &Challenge { method: "x".into() }, b""),
     ]
 }
 
@@ -77,6 +80,8 @@ fn connection_frames() -> Vec<Golden> {
     let reject = |code, text| Reject { connection: first, reason: reason(code, text), metadata: Metadata::new() };
     let stale = Metadata::new().with("epoch", [7u8]);
     let stale = Reject { metadata: stale, ..reject(code::STALE_EPOCH, "stale") };
+    let draining =
+        |deadline_us| Draining { connection: first, deadline_us, reason: reason(code::GOING_AWAY, "restart") };
     let close = |connection, reason| Close { connection, reason, metadata: Metadata::new() };
     vec![
         golden("connection 1 to the service `echo`, unpaid", &open, b""),
@@ -88,6 +93,9 @@ fn connection_frames() -> Vec<Golden> {
         golden("the epoch was used; the channel's stands in the metadata", &stale, b""),
         golden("too many opens are unanswered", &reject(code::AT_CAPACITY, "busy"), b""),
         golden("an orderly end of connection 1", &close(first, Reason::none().into()), b""),
+        golden("within two seconds", &draining(Some(2_000_000)), b""),
+        golden("for as long as it takes", &draining(None), b""),
+        golden("no more calls", &Drained { connection: first }, b""),
         golden("the end of the session", &close(ConnectionId::ROOT, reason(code::TIMEOUT, "idle")), b""),
     ]
 }

@@ -117,6 +117,16 @@ impl PeerInfo {
         self.kind
     }
 
+    /// What carries the conduit, by OpenTelemetry's names: `tcp`, `udp`, `unix`, or `inproc` for one in this process.
+    pub fn transport(&self) -> &'static str {
+        match self.kind {
+            "quic" => "udp",
+            "unix" => "unix",
+            "memory" => "inproc",
+            _ => "tcp",
+        }
+    }
+
     /// The peer's address in the notation of its kind.
     pub fn address(&self) -> &str {
         &self.address

@@ -4,10 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::DiskError;
 use crate::failpoint::{broken, failpoint};
+use crate::queue;
 
 /// Changes that share a commit at most. A commit of 256 costs about twice one of a single change, and from there on the
 /// time of a commit only grows with the changes in it.
@@ -28,7 +29,7 @@ pub(crate) struct Disk {
     database: Arc<Database>,
     failed: Arc<OnceLock<Arc<DiskError>>>,
     /// `None` only while this is being dropped.
-    queue: Option<mpsc::Sender<Box<dyn Change>>>,
+    queue: Option<queue::Sender<Box<dyn Change>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -78,7 +79,7 @@ where
 impl Disk {
     /// Starts the thread of a file. `name` is that of the thread.
     pub(crate) fn start(database: Database, name: &str) -> Result<Self, DiskError> {
-        let (queue, changes) = mpsc::channel(QUEUE);
+        let (queue, changes) = queue::channel(format!("disk.{name}"), QUEUE);
         let database = Arc::new(database);
         let failed = Arc::new(OnceLock::new());
         let writer = Writer { database: database.clone(), failed: failed.clone() };
@@ -108,7 +109,7 @@ impl Disk {
         let (answer, answered) = oneshot::channel();
         let change = Box::new(Asked { make: Some(make), made: None, durable, answer });
         let queue = self.queue.as_ref().expect("only a drop takes it");
-        if queue.send(change).await.is_err() {
+        if !queue.send(change).await {
             return Err(self.check().err().unwrap_or_else(stopped));
         }
         answered.await.unwrap_or_else(|_| Err(self.check().err().unwrap_or_else(stopped)))
@@ -150,7 +151,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(self, mut changes: mpsc::Receiver<Box<dyn Change>>) {
+    fn run(self, mut changes: queue::Receiver<Box<dyn Change>>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
         while changes.blocking_recv_many(&mut group, MAX_GROUP) > 0 {
             let outcome = match self.failed.get() {

@@ -19,8 +19,11 @@ use tollway_protocol::id::ConnectionId;
 use tollway_protocol::session::{ConnectionStats, SessionStats};
 
 use crate::auth::SessionPeer;
+use crate::queue::{self, Gauge, QueueSnapshot};
 use crate::shared::Shared;
 
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod service;
 
 pub use service::{Forbidden, Note, OBSERVE_SERVICE, ObserveClient, ObserveError, ObserveService};
@@ -150,6 +153,8 @@ pub struct SessionSnapshot {
     pub traffic: Traffic,
     /// Its counts.
     pub stats: SessionStats,
+    /// What waits in it. Of queues that each stream or connection has, the fullest.
+    pub queues: Vec<QueueSnapshot>,
     /// Its connections, a hundred at most; `stats` has their number.
     pub connections: Vec<ConnectionStats>,
 }
@@ -159,8 +164,12 @@ pub struct SessionSnapshot {
 pub struct Snapshot {
     /// How many there are.
     pub total: u64,
-    /// The oldest thousand of them.
+    /// A thousand of them at most, the oldest first.
     pub sessions: Vec<SessionSnapshot>,
+    /// How many come after these and were left out: [`Observer::snapshot_after`] shows them.
+    pub left_out: u64,
+    /// What waits in the process, beside the sessions.
+    pub queues: Vec<QueueSnapshot>,
 }
 
 /// Watches over the sessions whose configuration has it. Clones share everything.
@@ -172,6 +181,8 @@ pub struct Observer {
 #[derive(Debug)]
 struct Inner {
     events: broadcast::Sender<Arc<Event>>,
+    /// Events that wait for the slowest subscriber.
+    waiting: Arc<Gauge>,
     sessions: Mutex<Sessions>,
 }
 
@@ -198,7 +209,8 @@ impl Observer {
     /// An observer of no session yet.
     pub fn new() -> Self {
         let (events, _nobody_yet) = broadcast::channel(EVENTS);
-        Observer { inner: Arc::new(Inner { events, sessions: Mutex::default() }) }
+        let waiting = Gauge::register("observe.events", EVENTS);
+        Observer { inner: Arc::new(Inner { events, waiting, sessions: Mutex::default() }) }
     }
 
     /// Every event from now on.
@@ -213,21 +225,49 @@ impl Observer {
 
     /// All sessions as they are now.
     pub fn snapshot(&self) -> Snapshot {
-        let (total, watched) = {
+        self.snapshot_after(0)
+    }
+
+    /// The sessions whose numbers are above this one.
+    pub fn snapshot_after(&self, session: u64) -> Snapshot {
+        self.page(session, usize::MAX)
+    }
+
+    /// As [`snapshot_after`](Self::snapshot_after), in about so many encoded bytes at most: of a session that does not fit by
+    /// itself connections are left out, too.
+    fn page(&self, after: u64, max_bytes: usize) -> Snapshot {
+        let (total, behind, watched) = {
             let sessions = self.inner.sessions.lock();
-            let oldest =
-                sessions.open.iter().take(SNAPSHOT_SESSIONS).map(|(&number, watched)| (number, watched.clone()));
-            (sessions.open.len() as u64, oldest.collect::<Vec<_>>())
+            let rest = sessions.open.range(after.saturating_add(1)..);
+            let page = rest.clone().take(SNAPSHOT_SESSIONS).map(|(&number, watched)| (number, watched.clone()));
+            (sessions.open.len() as u64, rest.count() as u64, page.collect::<Vec<_>>())
         };
-        // Each session's lock is taken by itself, and this observer's is not held meanwhile.
-        let look = |(session, watched): (u64, Watched)| {
-            let shared = watched.shared.upgrade()?;
-            let (traffic, stats, connections) = shared.observe(SNAPSHOT_CONNECTIONS);
-            let identity = watched.peer.identity.get().map(|identity| identity.name().to_owned());
-            let (peer, age) = (watched.peer.info.to_string(), watched.since.elapsed());
-            Some(SessionSnapshot { session, peer, identity, age, traffic, stats, connections })
-        };
-        Snapshot { total, sessions: watched.into_iter().filter_map(look).collect() }
+        self.inner.waiting.set(self.inner.events.len());
+        let mut queues = queue::snapshot();
+        if encoded(&queues) > max_bytes {
+            queues.clear();
+        }
+        let (mut left_out, mut sessions) = (behind, Vec::new());
+        let mut room = max_bytes.saturating_sub(encoded(&queues));
+        for (session, watched) in watched {
+            // One that has ended meanwhile is not left out.
+            let Some(mut seen) = look(session, &watched) else {
+                left_out -= 1;
+                continue;
+            };
+            let mut bytes = encoded(&seen);
+            while bytes > room && sessions.is_empty() && !seen.connections.is_empty() {
+                seen.connections.truncate(seen.connections.len() / 2);
+                bytes = encoded(&seen);
+            }
+            if bytes > room {
+                break;
+            }
+            room -= bytes;
+            left_out -= 1;
+            sessions.push(seen);
+        }
+        Snapshot { total, sessions, left_out, queues }
     }
 
     fn is_watched(&self) -> bool {
@@ -237,6 +277,7 @@ impl Observer {
     fn tell(&self, event: Event) {
         // Nobody may have subscribed.
         let _unheard = self.inner.events.send(Arc::new(event));
+        self.inner.waiting.set(self.inner.events.len());
     }
 
     /// A session is open.
@@ -268,6 +309,19 @@ pub(crate) struct ObservedSession {
     session: u64,
 }
 
+impl Traffic {
+    /// What came on top of `before`.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, before: &Traffic) -> Traffic {
+        Traffic {
+            frames_received: self.frames_received - before.frames_received,
+            bytes_received: self.bytes_received - before.bytes_received,
+            frames_sent: self.frames_sent - before.frames_sent,
+            bytes_sent: self.bytes_sent - before.bytes_sent,
+        }
+    }
+}
+
 impl ObservedSession {
     pub(crate) fn is_watched(&self) -> bool {
         self.observer.is_watched()
@@ -292,6 +346,20 @@ impl ObservedSession {
             self.observer.tell(Event::SessionClosed { session: self.session, end: end.to_string() });
         }
     }
+}
+
+/// Each session's lock is taken by itself, and the observer's is not held meanwhile.
+fn look(session: u64, watched: &Watched) -> Option<SessionSnapshot> {
+    let shared = watched.shared.upgrade()?;
+    let (traffic, stats, connections) = shared.observe(SNAPSHOT_CONNECTIONS);
+    let identity = watched.peer.identity.get().map(|identity| identity.name().to_owned());
+    let (peer, age) = (watched.peer.info.to_string(), watched.since.elapsed());
+    Some(SessionSnapshot { session, peer, identity, age, traffic, stats, queues: shared.queues(), connections })
+}
+
+/// Bytes that it takes as a part of an answer.
+fn encoded<T: Serialize>(value: &T) -> usize {
+    postcard::to_stdvec(value).map_or(usize::MAX, |bytes| bytes.len())
 }
 
 /// What happened to a connection.

@@ -4,12 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tollway_protocol::message::Status;
 
-use super::{Event, Observed, Observer, Snapshot};
+use super::{Event, Observed, Observer, SNAPSHOT_SESSIONS, Snapshot};
 use crate::auth::Identity;
 use crate::connection::Connection;
 use crate::rpc::{BoxReply, CallError, IncomingCall, MethodId, Reply, Rx, Service, stream};
 use crate::session::{OpenError, Session};
+
+/// Bytes of a page of a snapshot, 256 KiB: an answer that takes no more than a stream's window of memory.
+const PAGE_BYTES: usize = 256 * 1024;
 
 /// The name of the service.
 pub const OBSERVE_SERVICE: &str = "tollway.observe";
@@ -76,7 +80,10 @@ impl Service for ObserveService {
             return Reply::error(&Forbidden).boxed();
         }
         if call.method() == method("snapshot") {
-            return Reply::ok(&self.observer.snapshot()).boxed();
+            // What the rest of the answer takes is a few bytes.
+            let room = (call.context().max_answer() as usize).min(PAGE_BYTES).saturating_sub(64);
+            let Ok(after) = call.args::<u64>() else { return Reply::empty(Status::InvalidPayload).boxed() };
+            return Reply::ok(&self.observer.page(after, room)).boxed();
         }
         if call.method() != method("subscribe") {
             return Reply::unknown_method().boxed();
@@ -119,12 +126,28 @@ impl ObserveClient {
         Ok(ObserveClient { connection: session.open(OBSERVE_SERVICE).await? })
     }
 
-    /// All sessions of the server as they are now.
+    /// All sessions of the server as they are now, a thousand at most. It is fetched in pages, each of its own moment.
     ///
     /// # Errors
     /// When this side is no operator, or the session is lost.
     pub async fn snapshot(&self) -> Result<Snapshot, ObserveError> {
-        self.connection.call(method("snapshot"), &()).or_error().await.map_err(failed)
+        let mut all = self.page(0).await?;
+        while all.left_out > 0
+            && all.sessions.len() < SNAPSHOT_SESSIONS
+            && let Some(last) = all.sessions.last().map(|session| session.session)
+        {
+            let Snapshot { total, sessions, left_out, queues } = self.page(last).await?;
+            if sessions.is_empty() {
+                break;
+            }
+            (all.total, all.left_out, all.queues) = (total, left_out, queues);
+            all.sessions.extend(sessions);
+        }
+        Ok(all)
+    }
+
+    async fn page(&self, after: u64) -> Result<Snapshot, ObserveError> {
+        self.connection.call(method("snapshot"), &after).or_error().await.map_err(failed)
     }
 
     /// Every event from now on: when this returns, the server has begun to keep them.

@@ -10,7 +10,7 @@ use tollway_protocol::session::MoneyCount;
 
 /// Payment messages that may wait. A peer that sends more than its counterpart works off loses the oldest: vouchers are
 /// cumulative, so the newest says all that those before it said, and everything else is said once.
-const MAX_MESSAGES: usize = 64;
+pub(crate) const MAX_MESSAGES: usize = 64;
 
 /// Something that the session tells its payment channel.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub(crate) enum PaymentEvent {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Letters {
     pub(crate) messages: VecDeque<Bytes>,
+    /// How many messages there were at most.
+    most: usize,
     pub(crate) low: bool,
     pub(crate) needed: bool,
     pub(crate) received: Option<Amount>,
@@ -61,6 +63,7 @@ impl Mailbox {
                     letters.messages.pop_front();
                 }
                 letters.messages.push_back(message);
+                letters.most = letters.most.max(letters.messages.len());
             }
             PaymentEvent::Low => letters.low = true,
             PaymentEvent::Needed => letters.needed = true,
@@ -71,13 +74,23 @@ impl Mailbox {
         self.posted.notify_one();
     }
 
+    /// Messages that wait, and how many did at most.
+    pub(crate) fn depth(&self) -> (u64, u64) {
+        let letters = self.letters.lock();
+        (letters.messages.len() as u64, letters.most as u64)
+    }
+
     /// Waits until something is there and takes all of it.
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
     pub(crate) async fn take(&self) -> Letters {
         loop {
-            let letters = std::mem::take(&mut *self.letters.lock());
+            let letters = {
+                let mut letters = self.letters.lock();
+                let most = letters.most;
+                std::mem::replace(&mut *letters, Letters { most, ..Letters::default() })
+            };
             if !letters.is_empty() {
                 return letters;
             }

@@ -35,7 +35,7 @@ mod wallet_tests;
 mod windows;
 
 pub use answers::{ANSWER_AGE, IDEMPOTENCY_KEY, MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, MAX_KEY_BYTES, MAX_KEYS};
-pub(crate) use mailbox::{Mailbox, PaymentEvent};
+pub(crate) use mailbox::{MAX_MESSAGES, Mailbox, PaymentEvent};
 pub use paid::{ClosedChannel, KeptChannel, PaidConnection, PaymentStats};
 pub(crate) use payee::OpenRequest;
 pub use payee::{Payee, PayeeConfig, PayeeError};

@@ -34,6 +34,7 @@ use super::reservation::{self, Reservation};
 use super::verify::CheckCount;
 use crate::escrow::{Escrow, EscrowChannel, EscrowError};
 use crate::failpoint::broken;
+use crate::queue::Gauge;
 use crate::rpc::{BoxReply, IncomingCall, Service};
 use crate::shared::{ConnectionCell, Shared};
 use crate::store::{self, ApplyError, ChannelRecord, ChannelStore, StoreError};
@@ -265,6 +266,8 @@ pub struct Payee {
     born: Instant,
     pub(super) used: Mutex<UsedNonces>,
     opening: Semaphore,
+    /// How many of these places are taken.
+    opening_now: Arc<Gauge>,
     pub(super) checks: CheckCount,
     /// Opens of one channel go one after the other: two that found no owner would both become it. Those that are under
     /// way, at most [`MAX_OPENING`].
@@ -389,6 +392,7 @@ impl Payee {
             born: Instant::now(),
             used: Mutex::new(UsedNonces::new(MAX_USED_CHALLENGES)),
             opening: Semaphore::new(MAX_OPENING),
+            opening_now: Gauge::register("payee.opening", MAX_OPENING),
             checks: CheckCount::default(),
             opens: Mutex::default(),
             owners: Mutex::new(HashMap::new()),
@@ -667,6 +671,7 @@ impl OpenRequest {
         let payee = &self.payee;
         // Closed never: the semaphore lives as long as the payee.
         let _permit = payee.opening.acquire().await;
+        let _inside = payee.opening_now.enter();
         let (credential, id, verifier) = {
             // [pay.possession.pace]
             let _checking = self.shared.credentials.enter().await;

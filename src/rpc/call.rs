@@ -13,7 +13,7 @@ use tollway_protocol::error::ConnectionEnd;
 use tollway_protocol::message::Status;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
-use tollway_protocol::session::{CallKey, CallSpec};
+use tollway_protocol::session::{CallKey, CallSpec, CommandError};
 
 use super::codec::{self, EncodeError};
 use super::error::{CallError, NoError, detail};
@@ -156,6 +156,8 @@ pub(crate) enum Outcome {
     Answered(Answer),
     /// The deadline has passed; whether the call was on its way.
     Expired(bool),
+    /// It was never sent: the peer takes no new calls on the connection.
+    Unsent,
     Failed,
 }
 
@@ -229,6 +231,9 @@ impl<'a> CallFuture<'a> {
         call: OutgoingCall,
         cx: &mut Context<'_>,
     ) -> Result<(CallKey, SlotKey), CallError> {
+        if connection.takes_no_calls() {
+            return Err(CallError::NotSent(CommandError::Draining));
+        }
         let OutgoingCall { method, metadata, deadline, payload, slots, .. } = call;
         let flows = slots.flows();
         // The sooner of its own deadline and that of the handler that makes it.
@@ -277,6 +282,10 @@ impl<'a> CallFuture<'a> {
                     Outcome::Expired(sent) => {
                         drop(state);
                         Poll::Ready(Err(CallError::DeadlineExceeded { sent }))
+                    }
+                    Outcome::Unsent => {
+                        drop(state);
+                        Poll::Ready(Err(CallError::NotSent(CommandError::Draining)))
                     }
                     Outcome::Failed => {
                         drop(state);

@@ -70,6 +70,11 @@ impl CallContext {
         &self.metadata
     }
 
+    /// Bytes of the largest answer that the caller takes.
+    pub(crate) fn max_answer(&self) -> u32 {
+        self.cell.shared.peer_limits(self.connection).map_or(0, |limits| limits.max_body)
+    }
+
     /// When the caller gives up, if it said so.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline

@@ -336,7 +336,9 @@ impl<E> CallError<E> {
             CallError::ConnectionClosed { sent, .. } => !sent,
             CallError::NoConnection(_) => true,
             CallError::Refused(reason) => matches!(reason.code, code::GOING_AWAY | code::AT_CAPACITY),
-            CallError::NotSent(error) => matches!(error, CommandError::AtCapacity { .. } | CommandError::GoingAway),
+            CallError::NotSent(error) => {
+                matches!(error, CommandError::AtCapacity { .. } | CommandError::GoingAway | CommandError::Draining)
+            }
             _ => false,
         }
     }

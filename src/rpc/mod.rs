@@ -41,4 +41,4 @@ pub(crate) use codec::OutboundSlots;
 pub(crate) use outgoing::{AnswerBytes, Named, accept_metadata, check_schema};
 pub(crate) use scope::{Scope, enter_deadline};
 pub(crate) use service::{MethodGuard, RunAs, ServiceEntry};
-pub(crate) use stream_core::{Aftermath, InboundStream, StreamCore};
+pub(crate) use stream_core::{Aftermath, InboundStream, OUTBOX_BYTES, StreamCore};

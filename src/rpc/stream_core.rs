@@ -18,7 +18,7 @@ use crate::shared::Shared;
 
 /// Credit that may wait in a sender's outbox before `send` waits: twice what is handed to the conduit at once, so that
 /// one half is being filled while the other is written.
-pub(super) const OUTBOX_BYTES: u64 = 256 * 1024;
+pub(crate) const OUTBOX_BYTES: u64 = 256 * 1024;
 
 /// What is left in the outbox when a sender that waits is woken. A wake for each frame that is taken would cost more,
 /// across workers, than the frame.
@@ -98,6 +98,14 @@ impl Aftermath {
 }
 
 impl StreamCore {
+    /// Credit that waits in the outbox of a stream that this side sends.
+    pub(crate) fn waiting(&self) -> u64 {
+        match &self.state.lock().side {
+            Side::Send(stream) => stream.buffered(),
+            Side::Recv(_) => 0,
+        }
+    }
+
     pub(super) fn new(side: Side, bound: Option<(Arc<Shared>, StreamKey)>, max_item: u32) -> Arc<Self> {
         let state = CoreState {
             side,

@@ -65,11 +65,11 @@ impl Shared {
         let metadata = accept_metadata(entry.as_ref().and_then(|entry| entry.schema));
         let result = state.machine.accept(id, limits, metadata, Some(paid));
         let opened = result.is_ok() && self.is_watched();
-        match result {
-            Ok(()) => drop(state.mailboxes.insert(id, mailbox)),
-            Err(error) => tracing::debug!(%error, "a paid open was given up"),
-        }
+        let given_up = result.map(|()| drop(state.mailboxes.insert(id, mailbox))).err();
         Self::unlock_and_kick(state);
+        if let Some(error) = given_up {
+            tracing::debug!(%error, "a paid open was given up");
+        }
         if opened {
             let service = entry.map(|entry| entry.service.name().to_owned());
             self.tell(Happened::Opened(id, service));
@@ -81,10 +81,11 @@ impl Shared {
         let cell = state.connections.remove(&id);
         let relay = state.relays.remove(&id);
         let refused = self.is_watched().then(|| reason.clone());
-        if let Err(error) = state.machine.reject(id, reason, metadata, terms) {
+        let given_up = state.machine.reject(id, reason, metadata, terms).err();
+        Self::unlock_and_kick(state);
+        if let Some(error) = given_up {
             tracing::debug!(%error, "an open was given up");
         }
-        Self::unlock_and_kick(state);
         drop((cell, relay));
         self.notice_gone();
         if let Some(reason) = refused {

@@ -86,6 +86,81 @@ async fn an_open_with_items_above_the_frame() {
     bad_open(LIMIT, "largest frame", |open| open.limits.max_item += 1).await;
 }
 
+fn draining(connection: ConnectionId) -> Draining {
+    Draining { connection, deadline_us: None, reason: Reason::none().into() }
+}
+
+/// `[session.drain.once]`
+#[tokio::test]
+async fn a_draining_that_is_said_twice() {
+    breaks_on(STATE, "Draining: it is said once", async |raw, connection| {
+        // Open, so that the connection does not close.
+        raw.send(&request(connection, 1, NEVER), b"").await;
+        raw.send(&draining(connection), b"").await;
+        raw.expect::<Drained>().await;
+        raw.send(&draining(connection), b"").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_draining_of_a_connection_that_was_never_opened() {
+    breaks(ID, "Draining", async |raw| raw.send(&draining(ConnectionId(7)), b"").await).await;
+}
+
+#[tokio::test]
+async fn a_draining_of_the_session_itself() {
+    breaks(ID, "Draining", async |raw| raw.send(&draining(ConnectionId::ROOT), b"").await).await;
+}
+
+/// `[session.drain.answer]`
+#[tokio::test]
+async fn a_drained_that_answers_nothing() {
+    breaks_on(STATE, "Drained", async |raw, connection| raw.send(&Drained { connection }, b"").await).await;
+}
+
+/// `[session.drain.calls]`
+#[tokio::test]
+async fn a_call_after_the_word_that_there_is_none() {
+    breaks_on(STATE, "Request", async |raw, connection| {
+        raw.send(&request(connection, 1, NEVER), b"").await;
+        raw.send(&request(connection, 3, DRAIN), b"").await;
+        raw.expect::<Draining>().await;
+        raw.send(&Drained { connection }, b"").await;
+        raw.send(&request(connection, 5, ECHO), b"").await;
+    })
+    .await;
+}
+
+/// Calls that come although the server takes none any more: refused one by one, as often as the peer likes.
+/// `[session.drain.refused]`
+#[tokio::test]
+async fn calls_without_end_on_a_connection_that_drains() {
+    is_tolerated(async |raw, connection| {
+        raw.send(&request(connection, 1, DRAIN), b"").await;
+        raw.expect::<Draining>().await;
+        for call in 0..5_000 {
+            raw.send(&request(connection, 3 + 2 * call, NEVER), b"").await;
+            while raw.expect::<Response>().await.status != Status::Refused {}
+        }
+    })
+    .await;
+}
+
+/// A connection drained, with its answer, and closed, again and again, leaves nothing.
+#[tokio::test]
+async fn connections_drained_in_turn_without_end() {
+    is_tolerated(async |raw, _| {
+        for number in 1..2_000 {
+            let connection = raw.connect(number).await;
+            raw.send(&draining(connection), b"").await;
+            raw.expect::<Drained>().await;
+            raw.send(&close(connection), b"").await;
+        }
+    })
+    .await;
+}
+
 /// `[session.open.answer]`
 #[tokio::test]
 async fn an_accept_of_nothing() {

@@ -30,6 +30,8 @@ pub(crate) const HOLD: u64 = 4;
 pub(crate) const LARGE: u64 = 5;
 /// Answers with a stream that never ends.
 pub(crate) const FLOOD: u64 = 6;
+/// Drains its connection.
+pub(crate) const DRAIN: u64 = 7;
 
 struct Kit;
 
@@ -71,6 +73,11 @@ impl Service for Kit {
                 tokio::spawn(async move { while tx.send(vec![0; 400]).await.is_ok() {} });
                 Reply::ok(&items)
             }),
+            DRAIN => {
+                let connection = call.context().connection();
+                tokio::spawn(async move { connection.drain(Reason::none(), None).await });
+                Reply::ok(&()).boxed()
+            }
             LARGE => Reply::ok(&vec![0u8; 1_000]).boxed(),
             _ => Reply::unknown_method().boxed(),
         }

@@ -1,6 +1,7 @@
 //! What one side of a relayed connection may send, and what of it waits for the other side.
 
 use super::Terms;
+use super::draining::Drain;
 use super::queue::Queue;
 use crate::error::Violation;
 use crate::id::{CallId, IdSequence, Parity, StreamId};
@@ -24,6 +25,8 @@ pub(super) struct End {
     pub(super) window_grant: Option<u64>,
     pub(super) open_calls: u32,
     pub(super) open_streams: u32,
+    /// Whether this side still makes calls.
+    pub(super) drain: Drain,
     /// What this side has sent and the other one has not been sent yet.
     pub(super) queue: Queue,
 }
@@ -44,7 +47,8 @@ impl End {
             window_grant: None,
             open_calls: 0,
             open_streams: 0,
-            queue: Queue::default(),
+            drain: Drain::default(),
+            queue: Queue::new(own.memory.clone()),
         }
     }
 

@@ -10,11 +10,14 @@
 //!
 //! The two directions share the tables of calls and streams and nothing else: one that is stuck does not stop the other.
 
+mod draining;
 mod end;
 mod queue;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -22,9 +25,10 @@ use rustc_hash::FxHashMap;
 use crate::error::{Reason, Violation};
 use crate::id::{CallId, ConnectionId, Parity, StreamId};
 use crate::limits::{ConnectionLimits, MAX_SLOTS};
+use crate::memory::MemoryPool;
 use crate::message::{
-    Cancel, Credit, Done, End as StreamEnd, Flow, Header, Items, Payment, Request, Reset, Response, Slot, Stop, Window,
-    decode_header,
+    Cancel, Credit, Done, Drained, Draining, End as StreamEnd, Flow, Header, Items, Payment, Request, Reset, Response,
+    Slot, Stop, Window, decode_header,
 };
 use crate::payment::MAX_PAYMENT_MESSAGE_BYTES;
 use crate::stream::ItemRun;
@@ -54,7 +58,7 @@ impl Side {
 }
 
 /// What a relay agreed on with one side.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Terms {
     /// The half of the call and stream ids that this side assigns.
     pub parity: Parity,
@@ -62,6 +66,8 @@ pub struct Terms {
     pub receives: ConnectionLimits,
     /// What this side was told that it may send: at most what the other one receives. `[relay.limits]`
     pub may_send: ConnectionLimits,
+    /// Where the frames count that came from this side and wait for the other one; nowhere without it.
+    pub memory: Option<Arc<MemoryPool>>,
 }
 
 /// Two sides that cannot be joined.
@@ -80,6 +86,9 @@ pub enum RelayError {
     /// to be closed.
     #[error("more than {MAX_UNCOVERED} bytes of frames that no credit covers wait for a side that does not read")]
     Overrun,
+    /// There is no memory for what waits for the other side: the connection is to be closed.
+    #[error("there is no memory for what waits for a side that does not read")]
+    OutOfMemory,
 }
 
 /// A call that has not ended.
@@ -145,12 +154,12 @@ impl Bridge {
         }
     }
 
-    /// Takes in a whole frame of the connection that came from a side. Returns whether the other side must be told that
-    /// something is ready for it: it is told once, until [`take`](Self::take) finds nothing.
+    /// Takes in a whole frame of the connection that came from a side. Whom it concerns is asked by
+    /// [`poll_told`](Self::poll_told).
     ///
     /// # Errors
     /// When the frame breaks a rule, or too much waits for the other side.
-    pub fn handle_frame(&mut self, from: Side, frame: &Bytes) -> Result<bool, RelayError> {
+    pub fn handle_frame(&mut self, from: Side, frame: &Bytes) -> Result<(), RelayError> {
         let kind = *frame.first().ok_or(Violation::EmptyFrame)?;
         let mut payload = frame.clone();
         let rest = &mut payload;
@@ -175,20 +184,28 @@ impl Bridge {
                 let Payment { .. } = decode_header(rest)?;
                 self.receive_payment(from, frame, payload.len())?;
             }
+            Draining::KIND => self.receive_draining(from, frame, &decode_header(rest)?)?,
+            Drained::KIND => {
+                let Drained { .. } = decode_header(rest)?;
+                self.receive_drained(from, frame)?;
+            }
             kind => return Err(Violation::UnknownKind { kind }.into()),
         }
-        let queue = &mut self.end(from).queue;
-        queue.count(frame.len());
-        Ok(queue.must_tell())
+        self.end(from).queue.count(frame.len());
+        self.close_if_drained();
+        Ok(())
+    }
+
+    /// A side that must be told that something is ready for it: it is told once, until [`take`](Self::take) finds nothing.
+    pub fn poll_told(&mut self) -> Option<Side> {
+        [Side::Left, Side::Right].into_iter().find(|side| self.end(side.other()).queue.must_tell())
     }
 
     /// A side has ended. What waits for it is dropped; the other one is sent what waits for that, then closed for this
-    /// reason. Returns whether the other side must be told.
-    pub fn finish(&mut self, from: Side, reason: Reason) -> bool {
+    /// reason.
+    pub fn finish(&mut self, from: Side, reason: Reason) {
         self.end(from.other()).queue.abandon();
-        let queue = &mut self.end(from).queue;
-        queue.finish(reason);
-        queue.must_tell()
+        self.end(from).queue.finish(reason);
     }
 
     /// The next thing for a side, whose frames are of at most `max_frame` bytes and carry its own id of the connection.
@@ -227,6 +244,7 @@ impl Bridge {
         payload: Bytes,
     ) -> Result<(), RelayError> {
         let end = self.end(from);
+        end.drain.check_call()?;
         // [call.id.next]
         if !end.call_ids.expect(request.call.0) {
             return Err(Violation::CallId { id: request.call }.into());

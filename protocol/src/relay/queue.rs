@@ -1,12 +1,14 @@
 //! What waits in a relay for one side, in the order in which it came.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
 use super::RelayError;
 use crate::error::Reason;
 use crate::id::{ConnectionId, StreamId};
+use crate::memory::{Ledger, MemoryPool};
 use crate::message::{Head, Header, Items, encode_head};
 use crate::stream::{ItemRun, split_front};
 
@@ -74,6 +76,8 @@ pub(super) enum Entry {
 pub(super) struct Waiting {
     content: Content,
     uncovered: u64,
+    /// What it counts against the memory budget, in bytes.
+    memory: u64,
 }
 
 /// What a frame has beside the connection's id, which is another one on the other side.
@@ -88,10 +92,12 @@ enum Content {
 }
 
 /// The frames that wait for a side, and what comes after the last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
     entries: VecDeque<Entry>,
     uncovered: u64,
+    /// What all that waits counts.
+    memory: Ledger,
     closing: Closing,
     /// Whom the frames are for has been told that something waits.
     told: bool,
@@ -111,6 +117,18 @@ enum Closing {
 }
 
 impl Queue {
+    /// A queue whose content counts against `pool`.
+    pub(super) fn new(pool: Option<Arc<MemoryPool>>) -> Self {
+        Queue {
+            entries: VecDeque::new(),
+            uncovered: 0,
+            memory: Ledger::of_pool(pool),
+            closing: Closing::Open,
+            told: false,
+            traffic: Traffic::default(),
+        }
+    }
+
     pub(super) const fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -152,15 +170,15 @@ impl Queue {
         };
         let memory = (bytes as u64).saturating_add(ENTRY_BYTES);
         let uncovered = memory.saturating_sub(covered.saturating_mul(COVERED_FACTOR));
-        self.push(Entry::Frame(Waiting { content, uncovered }), uncovered)
+        self.push(Entry::Frame(Waiting { content, uncovered, memory }), uncovered, memory)
     }
 
     /// Queues a grant; there is one entry for each thing that can be granted.
     pub(super) fn push_grant(&mut self, grant: Entry) -> Result<(), RelayError> {
-        self.push(grant, ENTRY_BYTES)
+        self.push(grant, ENTRY_BYTES, ENTRY_BYTES)
     }
 
-    fn push(&mut self, entry: Entry, uncovered: u64) -> Result<(), RelayError> {
+    fn push(&mut self, entry: Entry, uncovered: u64, memory: u64) -> Result<(), RelayError> {
         // What comes behind the end is for nobody.
         if self.closing != Closing::Open {
             return Ok(());
@@ -169,6 +187,10 @@ impl Queue {
         if self.uncovered > MAX_UNCOVERED {
             return Err(RelayError::Overrun);
         }
+        // [session.memory.bound]
+        if !self.memory.try_charge(memory) {
+            return Err(RelayError::OutOfMemory);
+        }
         self.entries.push_back(entry);
         Ok(())
     }
@@ -176,6 +198,8 @@ impl Queue {
     /// Nobody takes anything any more.
     pub(super) fn abandon(&mut self) {
         (self.entries, self.uncovered, self.closing) = (VecDeque::new(), 0, Closing::Done);
+        self.memory.release(self.memory.charged());
+        self.memory.rest();
     }
 
     /// Nothing comes any more.
@@ -193,11 +217,15 @@ impl Queue {
 
     pub(super) fn pop(&mut self) -> Option<Entry> {
         let entry = self.entries.pop_front()?;
-        let uncovered = match &entry {
-            Entry::Frame(frame) => frame.uncovered,
-            Entry::Credit(_) | Entry::Window => ENTRY_BYTES,
+        let (uncovered, memory) = match &entry {
+            Entry::Frame(frame) => (frame.uncovered, frame.memory),
+            Entry::Credit(_) | Entry::Window => (ENTRY_BYTES, ENTRY_BYTES),
         };
         self.uncovered = self.uncovered.saturating_sub(uncovered);
+        self.memory.release(memory);
+        if self.entries.is_empty() {
+            self.memory.rest();
+        }
         Some(entry)
     }
 
@@ -232,7 +260,8 @@ impl Queue {
                 let Ok(first) = split_front(&mut run, room, u64::MAX, |_, _| true) else { return Relayed::Empty };
                 if run.items() > 0 {
                     // Its credit covers it as it did before.
-                    self.entries.push_front(Entry::Frame(Waiting { content: Content::Run(stream, run), uncovered: 0 }));
+                    let content = Content::Run(stream, run);
+                    self.entries.push_front(Entry::Frame(Waiting { content, uncovered: 0, memory: 0 }));
                 }
                 (head, first.as_bytes().clone())
             }

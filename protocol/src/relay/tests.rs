@@ -17,8 +17,8 @@ fn limits() -> ConnectionLimits {
 }
 
 fn bridge_with(left_may_send: ConnectionLimits, is_paid: bool) -> Bridge {
-    let left = Terms { parity: Parity::Odd, receives: limits(), may_send: left_may_send };
-    let right = Terms { parity: Parity::Even, receives: limits(), may_send: limits() };
+    let left = Terms { parity: Parity::Odd, receives: limits(), may_send: left_may_send, memory: None };
+    let right = Terms { parity: Parity::Even, receives: limits(), may_send: limits(), memory: None };
     Bridge::new(&left, &right, is_paid).unwrap()
 }
 
@@ -90,15 +90,18 @@ fn with_streams() -> Bridge {
 fn a_call_passes_with_its_ids_and_its_price_and_another_connection() {
     let mut bridge = bridge();
     let call = request(1, vec![]);
-    assert_eq!(bridge.handle_frame(Side::Left, &frame(&call, b"args")), Ok(true), "the right must be told");
+    accept(&mut bridge, Side::Left, &frame(&call, b"args"));
+    assert_eq!(bridge.poll_told(), Some(Side::Right), "the right must be told");
     let other = request(3, vec![]);
-    assert_eq!(bridge.handle_frame(Side::Left, &frame(&other, b"")), Ok(false), "and once is enough");
+    accept(&mut bridge, Side::Left, &frame(&other, b""));
+    assert_eq!(bridge.poll_told(), None, "and once is enough");
     let there = Request { connection: RIGHT, ..call };
     assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&there, b"args"));
     assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&Request { connection: RIGHT, ..other }, b""));
     assert_eq!(take(&mut bridge, Side::Right), None);
     let answer = response(1, vec![]);
-    assert_eq!(bridge.handle_frame(Side::Right, &frame(&answer, b"result")), Ok(true));
+    accept(&mut bridge, Side::Right, &frame(&answer, b"result"));
+    assert_eq!(bridge.poll_told(), Some(Side::Left));
     assert_eq!(take(&mut bridge, Side::Left).unwrap(), frame(&Response { connection: LEFT, ..answer }, b"result"));
     let bytes = frame(&request(1, vec![]), b"args").len() + frame(&request(3, vec![]), b"").len();
     assert_eq!(bridge.traffic_from(Side::Left), Traffic { frames: 2, bytes: bytes as u64 });
@@ -108,7 +111,7 @@ fn a_call_passes_with_its_ids_and_its_price_and_another_connection() {
 /// `[relay.parity]`
 #[test]
 fn two_sides_with_the_same_half_of_the_ids_are_not_joined() {
-    let terms = Terms { parity: Parity::Odd, receives: limits(), may_send: limits() };
+    let terms = Terms { parity: Parity::Odd, receives: limits(), may_send: limits(), memory: None };
     assert_eq!(Bridge::new(&terms, &terms, false).err(), Some(SameParity));
 }
 
@@ -287,7 +290,12 @@ fn what_is_behind_a_side_goes_first_and_then_its_close() {
     accept(&mut bridge, Side::Left, &items(LEFT, 1, &[5]));
     accept(&mut bridge, Side::Right, &items(RIGHT, 3, &[5]));
     let reason = Reason::new(2000, "enough");
-    assert!(!bridge.finish(Side::Left, reason.clone()), "the right knows that something waits");
+    assert_eq!(
+        [bridge.poll_told(), bridge.poll_told(), bridge.poll_told()],
+        [Some(Side::Left), Some(Side::Right), None]
+    );
+    bridge.finish(Side::Left, reason.clone());
+    assert_eq!(bridge.poll_told(), None, "the right knows that something waits");
     assert_eq!(take(&mut bridge, Side::Left), None, "the left has gone");
     assert!(take(&mut bridge, Side::Right).is_some());
     assert!(matches!(bridge.take(Side::Right, RIGHT, 1000), Relayed::Close(why) if why == reason));
@@ -297,7 +305,7 @@ fn what_is_behind_a_side_goes_first_and_then_its_close() {
 #[test]
 fn what_no_credit_covers_is_bounded_and_what_credit_covers_is_not_counted() {
     let wide = ConnectionLimits { stream_window: u32::MAX, max_item: 1 << 20, ..limits() };
-    let terms = |parity| Terms { parity, receives: wide, may_send: wide };
+    let terms = |parity| Terms { parity, receives: wide, may_send: wide, memory: None };
     let mut bridge = Bridge::new(&terms(Parity::Odd), &terms(Parity::Even), false).unwrap();
     accept(&mut bridge, Side::Left, &frame(&request(1, vec![slot(1, Flow::ToPeer)]), b""));
     // Items of one byte, a frame each: more memory than the bound, and all of it was granted.
@@ -318,4 +326,122 @@ fn what_no_credit_covers_is_bounded_and_what_credit_covers_is_not_counted() {
     };
     assert_eq!(overrun, RelayError::Overrun);
     assert!(next > 200_000, "{next}: an honest side would be cut off");
+}
+
+fn draining(connection: ConnectionId) -> Bytes {
+    frame(&Draining { connection, deadline_us: Some(7), reason: Reason::new(2000, "enough").into() }, b"")
+}
+
+fn drained(connection: ConnectionId) -> Bytes {
+    frame(&Drained { connection }, b"")
+}
+
+/// `[relay.draining]`
+#[test]
+fn draining_and_its_answer_pass_in_their_order() {
+    let mut bridge = bridge();
+    accept(&mut bridge, Side::Right, &draining(RIGHT));
+    assert_eq!(bridge.poll_told(), Some(Side::Left));
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![]), b"args"));
+    accept(&mut bridge, Side::Left, &drained(LEFT));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), draining(LEFT));
+    assert_eq!(take(&mut bridge, Side::Right).unwrap()[0], Request::KIND);
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), drained(RIGHT));
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), b""));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap()[0], Response::KIND);
+    assert_eq!(take(&mut bridge, Side::Left), None, "whoever drains closes");
+    assert_eq!(refuse(&mut bridge, Side::Left, &frame(&request(3, vec![]), b"")).code(), code::STATE);
+    assert_eq!(refuse(&mut bridge, Side::Left, &drained(LEFT)).code(), code::STATE);
+    assert_eq!(refuse(&mut bridge, Side::Right, &draining(RIGHT)).code(), code::STATE);
+    assert_eq!(refuse(&mut bridge, Side::Right, &drained(RIGHT)).code(), code::STATE, "nobody has asked the right");
+}
+
+/// A session of the relay's is going away. `[relay.draining]`
+#[test]
+fn what_the_relay_drains_it_closes_on_both_sides_behind_what_waits() {
+    let mut bridge = bridge();
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![]), b"args"));
+    let why = Reason::new(code::GOING_AWAY, "restart");
+    bridge.drain(Side::Left, why.clone());
+    bridge.drain(Side::Left, Reason::none());
+    let told = Draining { connection: LEFT, deadline_us: None, reason: why.clone().into() };
+    assert_eq!(take(&mut bridge, Side::Left).unwrap(), frame(&told, b""));
+    assert_eq!(take(&mut bridge, Side::Left), None, "said once");
+    accept(&mut bridge, Side::Left, &drained(LEFT));
+    assert!(take(&mut bridge, Side::Right).is_some());
+    assert_eq!(take(&mut bridge, Side::Right), None, "the right has not asked for the answer");
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), b"result"));
+    assert_eq!(bridge.poll_told(), Some(Side::Left));
+    assert_eq!(take(&mut bridge, Side::Left).unwrap()[0], Response::KIND);
+    for (side, connection) in [(Side::Left, LEFT), (Side::Right, RIGHT)] {
+        assert!(matches!(bridge.take(side, connection, 1000), Relayed::Close(reason) if reason == why), "{side:?}");
+    }
+}
+
+/// `[relay.draining]`
+#[test]
+fn a_side_is_told_once_by_whom_ever_and_its_answer_goes_to_all_who_asked() {
+    let mut answered = bridge();
+    answered.drain(Side::Left, Reason::none());
+    take(&mut answered, Side::Left).unwrap();
+    let call = frame(&request(1, vec![]), b"");
+    accept(&mut answered, Side::Left, &call);
+    accept(&mut answered, Side::Left, &drained(LEFT));
+    take(&mut answered, Side::Right).unwrap();
+    accept(&mut answered, Side::Right, &draining(RIGHT));
+    assert_eq!(answered.poll_told(), Some(Side::Right));
+    assert_eq!(take(&mut answered, Side::Left), None, "it knows");
+    assert_eq!(take(&mut answered, Side::Right).unwrap(), drained(RIGHT));
+
+    let mut asked = bridge();
+    asked.drain(Side::Left, Reason::none());
+    accept(&mut asked, Side::Left, &call);
+    accept(&mut asked, Side::Right, &draining(RIGHT));
+    accept(&mut asked, Side::Left, &drained(LEFT));
+    take(&mut asked, Side::Right).unwrap();
+    assert_eq!(take(&mut asked, Side::Right).unwrap(), drained(RIGHT));
+}
+
+/// Its payer has the channel closed first.
+#[test]
+fn a_paid_connection_that_the_relay_drains_is_left_to_its_payer() {
+    let mut bridge = bridge_with(limits(), true);
+    bridge.drain(Side::Left, Reason::none());
+    take(&mut bridge, Side::Left).unwrap();
+    accept(&mut bridge, Side::Left, &drained(LEFT));
+    accept(&mut bridge, Side::Left, &frame(&Payment { connection: LEFT }, b"close"));
+    assert_eq!(take(&mut bridge, Side::Right).unwrap()[0], Payment::KIND);
+    assert_eq!(take(&mut bridge, Side::Right), None);
+}
+
+/// What waits for a side that does not read counts against the budget of who sent it, and comes back.
+/// `[session.memory.bound]`
+#[test]
+fn what_waits_counts_and_comes_back_and_without_room_the_connection_ends() {
+    let pool = Arc::new(MemoryPool::new(20_000));
+    let terms = |parity, memory| Terms { parity, receives: limits(), may_send: limits(), memory };
+    let start = || Bridge::new(&terms(Parity::Odd, Some(pool.clone())), &terms(Parity::Even, None), false).unwrap();
+    let mut bridge = start();
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![slot(1, Flow::ToPeer)]), &[0; 900]));
+    accept(&mut bridge, Side::Left, &items(LEFT, 1, &[900]));
+    assert!(pool.lent() > 1_800, "{}", pool.lent());
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), &[0; 900]));
+    while take(&mut bridge, Side::Right).is_some() {}
+    assert_eq!(pool.lent(), 0, "all of it was taken, and the right's is not counted here");
+    accept(&mut bridge, Side::Left, &frame(&StreamEnd { connection: LEFT, stream: StreamId(1) }, b""));
+    drop(bridge);
+    assert_eq!(pool.lent(), 0, "a bridge that is dropped holds nothing");
+    let mut full: Vec<Bridge> = Vec::new();
+    let overrun = loop {
+        let mut bridge = start();
+        let result = bridge.handle_frame(Side::Left, &frame(&request(1, vec![]), &[0; 900]));
+        full.push(bridge);
+        if let Err(error) = result {
+            break error;
+        }
+        assert!(full.len() < 100, "nothing bounds this");
+    };
+    assert_eq!(overrun, RelayError::OutOfMemory);
+    full.iter_mut().for_each(|bridge| bridge.finish(Side::Right, Reason::none()));
+    assert_eq!(pool.lent(), 0, "what nobody takes any more is dropped");
 }

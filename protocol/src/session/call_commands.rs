@@ -62,6 +62,10 @@ impl Machine {
         self.check_open()?;
         let id = spec.connection;
         let connection = self.check_body(id, &spec.payload, &spec.metadata)?;
+        // [session.drain.calls]
+        if connection.drain.is_by_peer() {
+            return Err(CommandError::Draining);
+        }
         // Refused while every call that waits for its turn still has an id, so that none is lost for the lack of one.
         let waiting = connection.active.as_deref().map_or(0, |active| active.requests.len());
         if connection.own_calls.left() <= waiting as u64 {
@@ -120,7 +124,8 @@ impl Machine {
     ///
     /// # Errors
     /// When the call was answered or has ended, or the answer is above the peer's limit or states a cost above the
-    /// method's maximum: then the call still waits. `[pay.reserve.maximum]`
+    /// method's maximum: then the call still waits. `[pay.reserve.maximum]` When there is no memory for the answer until the
+    /// peer takes it, the call is answered with `AtCapacity` instead.
     pub fn respond(&mut self, call: CallKey, spec: ResponseSpec<'_>) -> Result<Vec<StreamKey>, CommandError> {
         let Some(entry) = self.calls.get(call) else {
             self.finish_call(call);
@@ -141,7 +146,19 @@ impl Machine {
             }
             _ => Amount::ZERO,
         };
-        let slots = self.create_streams(call, spec.slots)?;
+        let bytes = spec.payload.len() as u64;
+        // A peer that grants no window would else have us keep as many answers as it may make calls. [session.memory.bound]
+        if !self.ledger.try_charge(bytes) {
+            self.push_response(call, Status::AtCapacity, Metadata::new(), Bytes::new(), Vec::new());
+            return Err(CommandError::OutOfMemory { limit: self.config.memory.session });
+        }
+        let slots = match self.create_streams(call, spec.slots) {
+            Ok(slots) => slots,
+            Err(error) => {
+                self.ledger.release(bytes);
+                return Err(error);
+            }
+        };
         if let Some(entry) = self.calls.get_mut(call) {
             (entry.above_call, entry.paid_before) = (above_call, spec.paid_before);
         }
@@ -258,6 +275,7 @@ impl Machine {
                 if let Some(live) = self.connections.get_mut(&connection) {
                     live.active().requests.retain(|body| body.call != key);
                 }
+                self.close_if_drained(connection);
             }
             CallState::Sent { id, cancelled } | CallState::Answered { id, cancelled } => {
                 let call = *id;

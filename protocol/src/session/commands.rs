@@ -33,6 +33,9 @@ pub enum CommandError {
     /// One side is going away.
     #[error("the session is going away")]
     GoingAway,
+    /// The peer takes no new calls on the connection.
+    #[error("the connection is draining: it takes no new calls; open another one")]
+    Draining,
     /// More than the peer allows.
     #[error("{what}: the peer allows {limit}")]
     AtCapacity {
@@ -74,10 +77,11 @@ pub enum CommandError {
     /// Limits that contradict themselves.
     #[error(transparent)]
     Limits(#[from] LimitsError),
-    /// The memory budget of the session, or of the process, has no room for the windows of more streams.
-    #[error("no memory for more streams: the session may grant {limit} bytes, and shares what the process may")]
+    /// The memory budget of the session, or of the process, has no room for the windows of more streams, or for an answer:
+    /// the call was answered with `AtCapacity` in its place.
+    #[error("no memory: the peer of a session may make it hold {limit} bytes, and shares what the process may")]
     OutOfMemory {
-        /// What the session may grant, in bytes.
+        /// What the session may hold, in bytes.
         limit: u64,
     },
     /// All ids of a space were used: those of a session's connections, or of a connection's calls or streams. What is
@@ -182,7 +186,9 @@ impl Machine {
         paid: Option<(Bytes, PayeeMoney)>,
     ) -> Result<(), CommandError> {
         let (receipt, money) = paid.unzip();
-        self.accept_as(id, limits, metadata, receipt.unwrap_or_default(), money)
+        self.accept_as(id, limits, metadata, receipt.unwrap_or_default(), money)?;
+        self.drain_opened(id);
+        Ok(())
     }
 
     pub(super) fn accept_as(
@@ -315,7 +321,7 @@ impl Machine {
         self.check_payload(&message)?;
         let head = crate::message::encode_head(&Payment { connection });
         let lane = self.lane(connection);
-        self.outbox.payment.push_back((connection, crate::frame::Transmit { lane, head, payload: message }));
+        self.outbox.push_payment(connection, crate::frame::Transmit { lane, head, payload: message });
         Ok(())
     }
 

@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::draining::Drain;
 use super::grants::{Granted, Pace};
 use super::money::Money;
 use super::outbox::{Body, Source};
+use super::stats::FrameStats;
 use super::{CallKey, LaneMode};
 use crate::error::Violation;
 use crate::id::{CallId, ConnectionId, IdSequence, Parity, StreamId};
@@ -69,6 +71,8 @@ pub(super) struct Connection {
     pub(super) held: bool,
     /// Frames that came for calls and streams after their end.
     pub(super) late: u64,
+    /// Which sides take no new calls.
+    pub(super) drain: Drain,
 }
 
 /// Calls, streams, queues and windows of a connection in use.
@@ -99,6 +103,8 @@ pub(super) struct Active {
     pub(super) requests_ready: bool,
     pub(super) responses_ready: bool,
     pub(super) ready: VecDeque<Source>,
+    /// What the connection has carried.
+    pub(super) traffic: FrameStats,
 }
 
 impl Active {
@@ -120,6 +126,7 @@ impl Active {
             requests_ready: false,
             responses_ready: false,
             ready: VecDeque::new(),
+            traffic: FrameStats::default(),
         }
     }
 
@@ -229,6 +236,7 @@ impl Connection {
             relay_ready: false,
             held: false,
             late: 0,
+            drain: Drain::default(),
         }
     }
 

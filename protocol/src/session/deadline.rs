@@ -1,4 +1,4 @@
-//! Deadlines of calls: a call ends with its deadline, whether it waits, runs or streams, and on each side by its own clock.
+//! Deadlines, and those of calls above all: a call ends with its deadline, whether it waits, runs or streams, and on each side by its own clock.
 //!
 //! The caller counts from when it made the call and says what is left when the request is sent; the callee counts from
 //! when it came. A call without a deadline costs nothing here.
@@ -14,40 +14,56 @@ use crate::message::{Flow, Status};
 use crate::metadata::Metadata;
 use crate::time::Time;
 
-/// Deadlines of calls that have ended and may lie in the heap beside as many as there are calls: so cleaning up is rare.
+/// Deadlines of what has ended that may lie in the heap beside as many as there are live ones: so cleaning up is rare.
 const SPARE: usize = 64;
 
-/// The deadlines, the next one first. One whose call has ended is dropped when its time comes, or with many others.
-#[derive(Debug, Default)]
-pub(super) struct Deadlines {
-    heap: BinaryHeap<Reverse<(Time, CallKey)>>,
+/// Deadlines of things of one kind, the next one first. One of a thing that has ended is dropped when its time comes, or
+/// with many others.
+#[derive(Debug)]
+pub(super) struct Deadlines<K> {
+    heap: BinaryHeap<Reverse<(Time, K)>>,
 }
 
-impl Deadlines {
+impl<K: Ord> Default for Deadlines<K> {
+    fn default() -> Self {
+        Deadlines { heap: BinaryHeap::new() }
+    }
+}
+
+impl<K: Ord + Copy> Deadlines<K> {
     pub(super) fn next(&self) -> Option<Time> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// Takes the next one that has come.
-    fn take_due(&mut self, now: Time) -> Option<CallKey> {
+    pub(super) fn take_due(&mut self, now: Time) -> Option<K> {
         self.heap.peek().filter(|Reverse((at, _))| *at <= now)?;
-        self.heap.pop().map(|Reverse((_, call))| call)
+        self.heap.pop().map(|Reverse((_, key))| key)
+    }
+
+    /// Enters the deadline of one of so many live things.
+    pub(super) fn enter(&mut self, at: Time, key: K, live: usize, is_live: impl Fn(K) -> bool) {
+        if self.heap.len() >= live.saturating_mul(2).saturating_add(SPARE) {
+            self.heap.retain(|Reverse((_, key))| is_live(*key));
+        }
+        self.heap.push(Reverse((at, key)));
     }
 }
 
 impl Machine {
     /// The call ends at this time, if it has not ended before. `[call.deadline]`
     pub(super) fn watch_deadline(&mut self, call: CallKey, at: Time) {
-        let (deadlines, calls) = (&mut self.deadlines.heap, &self.calls);
-        if deadlines.len() >= calls.len().saturating_mul(2).saturating_add(SPARE) {
-            deadlines.retain(|Reverse((_, call))| calls.contains_key(*call));
-        }
-        deadlines.push(Reverse((at, call)));
+        let calls = &self.calls;
+        self.deadlines.enter(at, call, calls.len(), |call| calls.contains_key(call));
     }
 
-    /// Deadlines in the table, those of calls that have ended included.
+    /// Deadlines in the table, those of calls and connections that have ended included.
     pub fn deadline_count(&self) -> usize {
-        self.deadlines.heap.len()
+        self.deadlines.len().saturating_add(self.drains.len())
     }
 
     /// Ends the calls whose time has come.

@@ -104,6 +104,16 @@ pub enum Event {
         /// The counts of a paid connection as they stood in the end.
         money: Option<MoneyCount>,
     },
+    /// The peer takes no new calls on a connection: [`start_call`](super::Machine::start_call) fails from now on. Those that
+    /// are open run to their end, and those that wait for their turn end with [`Event::CallUnsent`].
+    ConnectionDraining {
+        /// The connection.
+        connection: ConnectionId,
+        /// Why.
+        reason: Reason,
+        /// Time until the peer closes it, whatever is open then.
+        deadline: Option<Duration>,
+    },
     /// A frame of a relayed connection, for its [`Bridge`](crate::relay::Bridge).
     Relayed {
         /// The connection.
@@ -147,6 +157,12 @@ pub enum Event {
         charged: Amount,
         /// What we counted, in base units.
         counted: Amount,
+    },
+    /// Our call was not announced, because the peer takes no new ones on the connection. Its streams have ended before with
+    /// [`Event::StreamFailed`].
+    CallUnsent {
+        /// The call.
+        call: CallKey,
     },
     /// A call of either direction ended with its connection, or, if its streams were announced, before it was delivered.
     /// Its handler may still run; nobody waits for it, but it counts as unfinished work until it answers or

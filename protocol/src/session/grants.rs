@@ -198,13 +198,13 @@ impl Machine {
         due
     }
 
-    /// A call whose body has no room is answered at once, and its body dropped.
+    /// A call that is not taken is answered at once, and its body dropped.
     #[cold]
-    pub(super) fn refuse_call(&mut self, mut incoming: IncomingCall) {
+    pub(super) fn refuse_call(&mut self, mut incoming: IncomingCall, status: Status, metadata: Metadata) {
         let bytes = incoming.payload.len();
         incoming.payload = Bytes::new();
         self.return_window(incoming.connection, bytes);
-        self.fail_unstarted(incoming, Status::AtCapacity, Metadata::new());
+        self.fail_unstarted(incoming, status, metadata);
     }
 
     /// The status and payload of an answer: what has no room is dropped.

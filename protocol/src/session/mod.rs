@@ -17,6 +17,7 @@ mod call_commands;
 mod commands;
 mod connection;
 mod deadline;
+mod draining;
 mod event;
 #[cfg(test)]
 mod exhaustion_tests;
@@ -37,6 +38,7 @@ mod unpaid;
 
 use core::time::Duration;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use slotmap::SlotMap;
@@ -46,14 +48,14 @@ pub use commands::{CommandError, OpenSpec};
 pub use event::{Event, InboundSlot, IncomingCall, IncomingResponse};
 pub use money::{MoneyCount, PayeeMoney, PayerMoney, PriceTable};
 pub use progress::WriteWatch;
-pub use stats::{ConnectionState, ConnectionStats, OpenStats, SessionStats};
+pub use stats::{ConnectionState, ConnectionStats, FrameStats, OpenStats, QueueStats, SessionStats};
 pub use transmit::StreamSource;
 
-use crate::error::SessionEnd;
+use crate::error::{Reason, SessionEnd};
 use crate::frame::{Lane, Transmit};
 use crate::id::{ConnectionId, IdSequence, Parity, StreamId};
 use crate::limits::{AbuseLimits, SessionLimits};
-use crate::memory::{Ledger, MemoryLimits};
+use crate::memory::{Ledger, MemoryLimits, MemoryPool};
 use crate::metadata::Metadata;
 use crate::stream::StreamKey;
 use crate::time::Time;
@@ -198,10 +200,16 @@ pub struct Machine {
     streams: SlotMap<StreamKey, StreamEntry>,
     outbox: Outbox,
     timers: Timers,
-    deadlines: Deadlines,
+    deadlines: Deadlines<CallKey>,
+    /// When connections that drain are closed.
+    drains: Deadlines<ConnectionId>,
     budgets: Budgets,
     /// What the peer may make us hold.
     ledger: Ledger,
+    /// The length of the frame that is being taken in.
+    frame_bytes: usize,
+    /// What waits in relays; made for the first one.
+    relay_pool: Option<Arc<MemoryPool>>,
     events: VecDeque<Event>,
     /// Responder: the version that the Hello led to, until the application answers it.
     hello: Option<u16>,
@@ -210,6 +218,8 @@ pub struct Machine {
     /// Responder: opens, and closes of them, that wait for the initiator's first frame after HelloAck. On many lanes an Open could else
     /// overtake the HelloAck. `[session.handshake.first-frame]`
     held: Option<VecDeque<Transmit>>,
+    /// Why all connections drain, once they do.
+    draining: Option<Reason>,
     /// The highest connection id of the peer's that we said in GoAway, once we did.
     going_away: Option<ConnectionId>,
     /// The highest connection id of ours that the peer said in GoAway, once it did.
@@ -262,10 +272,14 @@ impl Machine {
             streams: SlotMap::with_key(),
             outbox: Outbox::default(),
             deadlines: Deadlines::default(),
+            drains: Deadlines::default(),
+            frame_bytes: 0,
+            relay_pool: None,
             events: VecDeque::new(),
             hello: None,
             proving: Proving::Not,
             held: (role == Role::Responder).then(VecDeque::new),
+            draining: None,
             going_away: None,
             peer_going_away: None,
         }
@@ -301,7 +315,7 @@ impl Machine {
             Phase::Ended(_) => None,
             _ => {
                 let session = self.timers.next(self.connections.is_empty());
-                session.into_iter().chain(self.deadlines.next()).min()
+                session.into_iter().chain(self.deadlines.next()).chain(self.drains.next()).min()
             }
         }
     }

@@ -18,10 +18,10 @@ use crate::time::Time;
 /// Only what the peer made us say counts: refusals and answered Closes. An honest peer that does not read for a while
 /// causes one of them for each unanswered open and each open connection; so two honest sides never both stop reading,
 /// whatever they close at once, and only a peer that lets us answer without reading gets here.
-const MAX_ANSWERS: usize = 8_192;
+pub(super) const MAX_ANSWERS: usize = 8_192;
 
 /// Payment messages that may wait before reading stops: an honest payer waits for the answers to its own.
-const MAX_PAYMENTS: usize = 8_192;
+pub(super) const MAX_PAYMENTS: usize = 8_192;
 
 /// A control frame.
 #[derive(Debug)]
@@ -40,9 +40,11 @@ pub(super) const FRAME_TARGET: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     control: VecDeque<Control>,
-    /// Control frames that wait and are answers.
+    /// Control frames that wait and are answers; and how many there were at most.
     answers: usize,
+    most_answers: usize,
     pub(super) payment: VecDeque<(ConnectionId, Transmit)>,
+    most_payments: usize,
     /// Streams with a Stop to send, each once. One that the peer ends first needs none any more.
     stops: VecDeque<StreamKey>,
     /// Streams with a Credit to send, each once.
@@ -69,11 +71,27 @@ impl Outbox {
 
     pub(super) fn push_control(&mut self, frame: Transmit, is_answer: bool) {
         self.answers = self.answers.saturating_add(usize::from(is_answer));
+        self.most_answers = self.most_answers.max(self.answers);
         self.control.push_back(Control { frame, is_answer });
     }
 
     pub(super) fn control_count(&self) -> usize {
         self.control.len()
+    }
+
+    /// Answers that wait, and how many did at most.
+    pub(super) const fn answers(&self) -> (usize, usize) {
+        (self.answers, self.most_answers)
+    }
+
+    /// Payment messages that wait, and how many did at most.
+    pub(super) fn payments(&self) -> (usize, usize) {
+        (self.payment.len(), self.most_payments)
+    }
+
+    pub(super) fn push_payment(&mut self, id: ConnectionId, frame: Transmit) {
+        self.payment.push_back((id, frame));
+        self.most_payments = self.most_payments.max(self.payment.len());
     }
 
     pub(super) fn pop_control(&mut self) -> Option<Transmit> {

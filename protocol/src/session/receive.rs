@@ -13,9 +13,9 @@ use crate::head::{decode_request, decode_response};
 use crate::id::{ConnectionId, StreamId};
 use crate::limits::MAX_SLOTS;
 use crate::message::{
-    Accept, Cancel, Challenge, Close, Credit, Done, End, FIRST_EXTENSION_KIND, Flow, GoAway, Header, Hello, HelloAck,
-    Items, Open, Payment, Ping, Pong, Proof, ProtocolError, Refuse, Reject, Request, Reset, Response, Slot, Stop,
-    Window, decode_header,
+    Accept, Cancel, Challenge, Close, Credit, Done, Drained, Draining, End, FIRST_EXTENSION_KIND, Flow, GoAway, Header,
+    Hello, HelloAck, Items, Open, Payment, Ping, Pong, Proof, ProtocolError, Refuse, Reject, Request, Reset, Response,
+    Slot, Stop, Window, decode_header,
 };
 use crate::metadata::Metadata;
 use crate::payment::{Amount, MAX_PAYMENT_MESSAGE_BYTES, Usage};
@@ -40,6 +40,7 @@ impl Machine {
 
     fn dispatch(&mut self, now: Time, lane: Lane, mut frame: Bytes) -> Result<(), Violation> {
         let kind = *frame.first().ok_or(Violation::EmptyFrame)?;
+        self.frame_bytes = frame.len();
         // [session.frame.max]
         if frame.len() > self.config.limits.max_frame as usize {
             let (value, limit) = (frame.len() as u64, u64::from(self.config.limits.max_frame));
@@ -85,6 +86,8 @@ impl Machine {
             Accept::KIND => self.receive_accept(lane, decode_header(frame)?, frame.split_off(0)),
             Reject::KIND => self.receive_reject(lane, decode_header(frame)?, frame.split_off(0)),
             Close::KIND => self.receive_close(lane, decode_header(frame)?),
+            Draining::KIND => self.receive_draining(lane, decode_header(frame)?),
+            Drained::KIND => self.receive_drained(lane, &decode_header(frame)?),
             Ping::KIND => {
                 let Ping { nonce } = decode_header(frame)?;
                 self.budgets.spend_ping(now)?;
@@ -178,7 +181,10 @@ impl Machine {
             return self.drop_for_closed(lane, id, frame).map(|()| None);
         }
         self.check_lane(lane, id)?;
-        Ok(self.connections.get_mut(&id).map(Box::as_mut))
+        let bytes = self.frame_bytes;
+        let Some(live) = self.connections.get_mut(&id).map(Box::as_mut) else { return Ok(None) };
+        live.active().traffic.count_received(bytes);
+        Ok(Some(live))
     }
 
     /// A frame came for a connection that is not open: it crossed a Close, or breaks a rule.
@@ -268,6 +274,7 @@ impl Machine {
                     limits: accept.limits,
                     receipt,
                 });
+                self.drain_opened(id);
                 Ok(())
             }
             // Listed race: the accept crossed the close of an abandoned open. The peer's Close follows.

@@ -5,6 +5,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::connection::{Call, CallState};
+use super::draining::refused_with;
 use super::money::Money;
 use super::receive::open_one;
 use super::{CallKey, Event, IncomingCall, IncomingResponse, Machine};
@@ -29,6 +30,8 @@ impl Machine {
         let Some(connection) = open_one(&mut self.connections, id) else {
             return self.drop_for_closed(lane, id, Request::NAME);
         };
+        connection.active().traffic.count_received(self.frame_bytes);
+        let refusal = connection.drain.refuse_call()?;
         let limits = &connection.limits;
         // [call.id.next]
         if !connection.peer_calls.expect(request.call.0) {
@@ -67,7 +70,7 @@ impl Machine {
         if let Some(left) = time_left {
             self.watch_deadline(call, self.timers.last_received().after(left));
         }
-        let room = self.ledger.try_charge(payload.len() as u64);
+        let room = refusal.is_none() && self.ledger.try_charge(payload.len() as u64);
         let incoming = IncomingCall {
             connection: id,
             call,
@@ -77,9 +80,10 @@ impl Machine {
             payload,
             slots,
         };
-        match room {
-            true => self.deliver_call(incoming, true),
-            false => self.refuse_call(incoming),
+        match (refusal, room) {
+            (Some(reason), _) => self.refuse_call(incoming, Status::Refused, refused_with(&reason)),
+            (None, true) => self.deliver_call(incoming, true),
+            (None, false) => self.refuse_call(incoming, Status::AtCapacity, Metadata::new()),
         }
         Ok(())
     }
@@ -128,6 +132,7 @@ impl Machine {
         let Some(connection) = open_one(&mut self.connections, id) else {
             return self.drop_for_closed(lane, id, Response::NAME);
         };
+        connection.active().traffic.count_received(self.frame_bytes);
         // An answer to a call that has ended is a second one. [call.end.once]
         let key = connection.called(response.call, Response::NAME)?;
         check_body(&payload, connection.limits.max_body)?;
@@ -190,6 +195,7 @@ impl Machine {
             }
         }
         self.events.push_back(Event::CallEnded { call: key, charged, counted });
+        self.close_if_drained(call.connection);
     }
 
     pub(super) fn receive_cancel(&mut self, lane: Lane, cancel: &Cancel) -> Result<(), Violation> {

@@ -3,6 +3,8 @@
 //! The machine opens, answers and closes them like any other, and gives them their turns. What is in their frames is
 //! checked by a [`Bridge`](crate::relay::Bridge), which knows both sides.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::connection::State;
@@ -12,8 +14,8 @@ use crate::error::Violation;
 use crate::frame::{Lane, Transmit};
 use crate::id::ConnectionId;
 use crate::limits::ConnectionLimits;
-use crate::message::Header;
-use crate::message::{Payment, Request};
+use crate::memory::MemoryPool;
+use crate::message::{Drained, Draining, Header, Payment, Request};
 use crate::metadata::Metadata;
 use crate::relay::Relayed;
 use crate::time::Time;
@@ -45,6 +47,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Where frames of this session's peer count that wait in relays: as much as the session may be made to hold otherwise,
+    /// and out of the same pool of the process.
+    pub fn relay_pool(&mut self) -> Arc<MemoryPool> {
+        let memory = &self.config.memory;
+        let make = || match &memory.pool {
+            Some(pool) => MemoryPool::within(memory.session, pool.clone()),
+            None => MemoryPool::new(memory.session),
+        };
+        self.relay_pool.get_or_insert_with(|| Arc::new(make())).clone()
+    }
+
     fn set_relayed(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.relayed = true;
@@ -67,7 +80,8 @@ impl Machine {
 
     /// The relayed connection that a frame is for, if it is for one.
     pub(super) fn relayed_connection(&self, kind: u8, frame: &Bytes) -> Option<ConnectionId> {
-        if self.relayed == 0 || !(Request::KIND..=Payment::KIND).contains(&kind) {
+        let is_passed_on = (Request::KIND..=Payment::KIND).contains(&kind);
+        if self.relayed == 0 || !(is_passed_on || matches!(kind, Draining::KIND | Drained::KIND)) {
             return None;
         }
         let (id, _) = postcard::take_from_bytes::<ConnectionId>(frame.get(1..)?).ok()?;
@@ -81,6 +95,9 @@ impl Machine {
         frame: Bytes,
     ) -> Result<(), Violation> {
         self.check_lane(lane, connection)?;
+        if let Some(live) = self.connections.get_mut(&connection) {
+            live.active().traffic.count_received(frame.len());
+        }
         self.events.push_back(Event::Relayed { connection, frame });
         Ok(())
     }

@@ -7,6 +7,7 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::connection::State;
+use super::outbox::{MAX_ANSWERS, MAX_PAYMENTS};
 use super::{Machine, Phase};
 use crate::id::ConnectionId;
 
@@ -50,6 +51,53 @@ pub struct SessionStats {
     pub waiting_connections: usize,
 }
 
+/// A queue of a session at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueStats {
+    /// What it is.
+    pub name: &'static str,
+    /// Whether the numbers count bytes; else they count entries.
+    pub is_bytes: bool,
+    /// What it holds at most.
+    pub capacity: u64,
+    /// What it holds.
+    pub depth: u64,
+    /// What it has held at most, as far as that is kept; at least what it holds.
+    pub high_water: u64,
+}
+
+impl QueueStats {
+    fn of(name: &'static str, capacity: usize, (depth, high_water): (usize, usize)) -> Self {
+        let high_water = high_water.max(depth) as u64;
+        QueueStats { name, is_bytes: false, capacity: capacity as u64, depth: depth as u64, high_water }
+    }
+}
+
+/// What one connection has carried. Frames are those of its calls and streams, grants and payments included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FrameStats {
+    /// Frames that came.
+    pub frames_received: u64,
+    /// Their bytes, without the length in front of each.
+    pub bytes_received: u64,
+    /// Frames that were given out to be written.
+    pub frames_sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+}
+
+impl FrameStats {
+    pub(super) fn count_received(&mut self, bytes: usize) {
+        self.frames_received = self.frames_received.saturating_add(1);
+        self.bytes_received = self.bytes_received.saturating_add(bytes as u64);
+    }
+
+    pub(super) fn count_sent(&mut self, bytes: usize) {
+        self.frames_sent = self.frames_sent.saturating_add(1);
+        self.bytes_sent = self.bytes_sent.saturating_add(bytes as u64);
+    }
+}
+
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConnectionState {
@@ -84,6 +132,10 @@ pub struct ConnectionStats {
     pub waiting_answers: usize,
     /// Streams that have not ended, of both directions.
     pub streams: usize,
+    /// Whether one of the sides takes no new calls.
+    pub is_draining: bool,
+    /// What it has carried.
+    pub traffic: FrameStats,
     /// Bytes of bodies that were sent.
     pub body_bytes_sent: u64,
     /// Bytes of bodies that came.
@@ -110,6 +162,32 @@ impl Machine {
             waiting_payments: self.outbox.payment.len(),
             waiting_connections: self.outbox.ring.len(),
         }
+    }
+
+    /// What waits in the session as a whole, and what a peer may make of each.
+    pub fn queues(&self) -> [QueueStats; 5] {
+        let answers = MAX_ANSWERS.saturating_add(self.config.limits.max_connections as usize);
+        let opens = self.opens.peers_pending as usize;
+        let unfinished = self.unfinished_work();
+        let memory = QueueStats::of("session.memory", 0, (0, 0));
+        [
+            QueueStats::of("session.answers", answers, self.outbox.answers()),
+            QueueStats::of("session.payments", MAX_PAYMENTS, self.outbox.payments()),
+            QueueStats::of("session.opens", self.config.limits.max_pending_opens as usize, (opens, opens)),
+            QueueStats::of("session.work", self.config.abuse.unfinished_work as usize, (unfinished, unfinished)),
+            QueueStats {
+                is_bytes: true,
+                capacity: self.config.memory.session,
+                depth: self.ledger.charged(),
+                high_water: self.ledger.most_charged(),
+                ..memory
+            },
+        ]
+    }
+
+    /// Bytes that wait in relays because the other side does not read, and how many may.
+    pub fn relay_memory(&self) -> Option<(u64, u64)> {
+        self.relay_pool.as_ref().map(|pool| (pool.lent(), pool.limit()))
     }
 
     /// Its connections at this moment, in the order of their ids, `most` at most.
@@ -142,6 +220,8 @@ impl Machine {
             served_calls: count(|active| active.served.len()),
             waiting_answers: count(|active| active.responses.len()),
             streams: count(|active| active.owned.len()),
+            is_draining: connection.drain.is_by_peer() || connection.drain.is_by_us(),
+            traffic: active.map_or(FrameStats::default(), |active| active.traffic),
             body_bytes_sent: sent.sent,
             body_bytes_received: received.received,
             body_credit: sent.limit.saturating_sub(sent.sent),

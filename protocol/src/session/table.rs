@@ -1,8 +1,10 @@
 //! How entries leave the tables, and how data sources enter the outbox.
 
+use std::collections::VecDeque;
+
 use super::connection::{CallState, Connection, State};
 use super::money::Money;
-use super::outbox::Source;
+use super::outbox::{Body, Source};
 use super::{CallKey, Event, Machine};
 use crate::error::{ConnectionEnd, SessionEnd, code};
 use crate::id::ConnectionId;
@@ -50,8 +52,10 @@ impl Machine {
                 self.fail_ended_slots(waiting);
                 self.ledger.release(waiting.payload.len() as u64);
             }
+            self.ledger.release(waiting_bytes(&payee.responses));
         }
         if let Some(active) = connection.active {
+            self.ledger.release(waiting_bytes(&active.responses));
             let queued = active.requests.iter().map(|body| body.call);
             let calls = active.calls.values().chain(active.served.values()).copied().chain(queued);
             for call in calls {
@@ -130,6 +134,7 @@ impl Machine {
         if had_streams {
             self.control(connection, &Done { connection, call: id, charged });
         }
+        self.close_if_drained(connection);
     }
 
     pub(super) fn schedule(&mut self, id: ConnectionId, source: Source) {
@@ -153,4 +158,9 @@ impl Machine {
             self.outbox.enter_ring(id, connection);
         }
     }
+}
+
+/// Bytes of answers that wait.
+fn waiting_bytes(answers: &VecDeque<Body>) -> u64 {
+    answers.iter().fold(0, |sum, answer| sum.saturating_add(answer.payload.len() as u64))
 }

@@ -166,6 +166,7 @@ impl Machine {
             return self.finish_late(SessionEnd::Idle);
         }
         self.expire_calls(now);
+        self.close_overdue(now);
         if self.timers.keepalive() <= now {
             if self.timers.unanswered().is_some() {
                 return self.finish_late(SessionEnd::PeerSilent);

@@ -11,7 +11,7 @@ use crate::head::{encode_request, encode_response};
 use crate::id::{CallId, ConnectionId, StreamId};
 use crate::limits::HEADER_ALLOWANCE;
 use crate::message::{
-    Credit, End, Flow, Header, Items, Pong, Request, Reset, Response, Slot, Status, Stop, Window, encode_head,
+    Credit, End, Flow, Header, Items, Open, Pong, Request, Reset, Response, Slot, Status, Stop, Window, encode_head,
 };
 use crate::payment::{Amount, CallMeter, Price, Usage};
 use crate::relay::Relayed;
@@ -59,7 +59,7 @@ impl Machine {
     /// one connection has ready.
     pub fn poll_transmit(&mut self, now: Time, streams: &mut impl StreamSource) -> Option<Transmit> {
         if let Some(control) = self.take_control() {
-            return Some(control);
+            return Some(self.counted(control));
         }
         if self.end().is_some() {
             return None;
@@ -68,10 +68,10 @@ impl Machine {
             return Some(self.frame(ConnectionId::ROOT, &Pong { nonce }));
         }
         if let Some(frame) = self.take_stop().or_else(|| self.take_credit()) {
-            return Some(frame);
+            return Some(self.counted(frame));
         }
         if let Some((_, payment)) = self.outbox.payment.pop_front() {
-            return Some(payment);
+            return Some(self.counted(payment));
         }
         while let Some(&id) = self.outbox.ring.front() {
             if let Some(frame) = self.take_turn(now, id, streams) {
@@ -79,6 +79,18 @@ impl Machine {
             }
         }
         None
+    }
+
+    /// Counts a frame that is no data with its connection, if that is in use.
+    fn counted(&mut self, frame: Transmit) -> Transmit {
+        let of_connection = frame.head.first().is_some_and(|&kind| kind >= Open::KIND);
+        if of_connection
+            && let Ok((id, _)) = postcard::take_from_bytes::<ConnectionId>(frame.head.get(1..).unwrap_or_default())
+            && let Some(active) = self.connections.get_mut(&id).and_then(|live| live.active.as_deref_mut())
+        {
+            active.traffic.count_sent(frame.head.len().saturating_add(frame.payload.len()));
+        }
+        frame
     }
 
     pub(super) fn frame<H: Header>(&self, connection: ConnectionId, header: &H) -> Transmit {
@@ -171,6 +183,7 @@ impl Machine {
         // It is in the ring: a source that is ready need not enter it.
         let active = connection.active();
         active.deficit = active.deficit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        active.traffic.count_sent(bytes);
         if matches!(source, Source::Requests | Source::Responses) {
             active.ready_requests();
         }
@@ -253,7 +266,10 @@ impl Machine {
                 return None;
             }
             let mut body = active.responses.pop_front()?;
-            let Some(call) = self.calls.get(body.call) else { continue };
+            let Some(call) = self.calls.get(body.call) else {
+                self.ledger.release(body.payload.len() as u64);
+                continue;
+            };
             let BodyKind::Response { status } = body.kind else { continue };
             if call.price.is_some() {
                 let Some(charged) = self.charge_response(id, body, status) else { continue };
@@ -262,6 +278,7 @@ impl Machine {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             let send_window = &mut connection.active().send_window;
             send_window.sent = send_window.sent.saturating_add(body.payload.len() as u64);
+            self.ledger.release(body.payload.len() as u64);
             let slots = self.announce(id, &body.slots);
             let Some(call) = self.calls.get_mut(body.call) else { continue };
             let CallState::Responding { id: call_id } = call.state else { continue };

@@ -124,6 +124,7 @@ impl Machine {
         if let Some(call) = self.calls.get_mut(body.call) {
             call.above_call = Amount::ZERO;
         }
+        self.ledger.release(body.payload.len() as u64);
         let kind = BodyKind::Response { status };
         let replaced = Body { kind, metadata, payload: Bytes::new(), slots: Vec::new(), ..body };
         if let Some(connection) = self.connections.get_mut(&id) {

@@ -40,6 +40,8 @@ pub(crate) fn one_of_each() -> Vec<Bytes> {
         framed(&Accept { connection, limits, metadata: metadata() }, b""),
         framed(&Reject { connection, reason: reason(), metadata: metadata() }, b""),
         framed(&Close { connection, reason: reason(), metadata: metadata() }, b""),
+        framed(&Draining { connection, deadline_us: Some(1 << 20), reason: reason() }, b""),
+        framed(&Drained { connection }, b""),
         framed(
             &Request { connection, call, method: 7, deadline_us: Some(1 << 30), metadata: metadata(), slots: slots() },
             b"",

@@ -5,6 +5,7 @@ mod abuse;
 mod calls;
 mod connections;
 mod deadlines;
+mod draining;
 mod handshake;
 mod hostile;
 mod isolation;

@@ -12,7 +12,7 @@ use tollway_protocol::message::{Flow, Status};
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
 use tollway_protocol::peer::Read;
-use tollway_protocol::session::{CallSpec, CommandError, Config, PayerMoney};
+use tollway_protocol::session::{CallSpec, CommandError, Config, PayerMoney, ResponseSpec};
 use tollway_protocol::stream::{Ending, StreamKey};
 
 use crate::pair::{A, B, Pair};
@@ -359,4 +359,51 @@ fn the_window_of_bodies_doubles_up_to_its_bound() {
         pair.take(A);
     }
     assert_eq!(most, 12, "60,000 bytes");
+}
+
+/// The story: a peer calls as often as it may, and gives no window back for the answers. What is beyond the budget is
+/// answered with AtCapacity, and nothing that waited counts any more when it has gone. `[session.memory.bound]`
+#[test]
+fn answers_that_nobody_takes_are_held_within_the_budget() {
+    let mut pair = pair_with(100_000);
+    let connections: Vec<_> = (0..3).map(|_| pair.connect_with(A, limits(), limits())).collect();
+    for &connection in &connections {
+        (0..50).for_each(|_| _ = pair.call(A, connection, 1, b""));
+    }
+    pair.run();
+    let answer = |pair: &mut Pair, call| {
+        let (metadata, payload) = (Metadata::new(), Bytes::from(vec![0; 5_000]));
+        pair.peers[B].respond(
+            call,
+            ResponseSpec { status: Status::Ok, metadata, payload, slots: &[], cost: None, paid_before: Amount::ZERO },
+        )
+    };
+    let calls = pair.requests(B);
+    assert_eq!(calls.len(), 150);
+    let refused = calls.iter().filter(|call| {
+        let result = answer(&mut pair, call.call);
+        let is_full = matches!(result, Err(CommandError::OutOfMemory { limit: 100_000 }));
+        assert!(is_full || result.is_ok());
+        assert!(granted(&pair) <= 100_000);
+        is_full
+    });
+    assert_eq!(refused.count(), 130, "twenty of 5,000 bytes fit the budget");
+    let end = answer(&mut pair, calls[149].call);
+    assert_eq!(end.err(), Some(CommandError::NoCall), "it was answered");
+    pair.close(A, connections[2]);
+    let mut statuses = Vec::new();
+    loop {
+        pair.run();
+        let answers = pair.responses(A);
+        if answers.is_empty() {
+            break;
+        }
+        for answer in answers {
+            statuses.push(answer.status);
+            pair.peers[A].session_mut().consume_body(answer.connection, answer.payload.len());
+        }
+    }
+    let full = statuses.iter().filter(|&&status| status == Status::AtCapacity).count();
+    assert_eq!((statuses.len(), full), (100, 80), "those of the connection that was closed are gone");
+    assert_eq!((granted(&pair), pair.counts()[B].1), (0, 0));
 }

@@ -170,8 +170,9 @@ impl RelayNode {
         let own = self.limits;
         let Some(line) = self.line(which, id) else { return };
         let may_send = receives.through_relay(&own);
-        let left = Terms { parity: line.parity, receives: line.from_left, may_send };
-        let right = Terms { parity: line.parity.other(), receives, may_send: line.from_left.through_relay(&own) };
+        let left = Terms { parity: line.parity, receives: line.from_left, may_send, memory: None };
+        let may_send_right = line.from_left.through_relay(&own);
+        let right = Terms { parity: line.parity.other(), receives, may_send: may_send_right, memory: None };
         let is_paid = line.has_credential && !receipt.is_empty();
         line.bridge = Some(Bridge::new(&left, &right, is_paid).expect("opposite halves"));
         let (machine, connection) = line.left;
@@ -183,11 +184,19 @@ impl RelayNode {
 
     fn pass(&mut self, which: usize, connection: ConnectionId, frame: &Bytes) {
         let Some(line) = self.line(which, connection) else { return };
-        let (side, (other, there)) = (line.side(which), line.opposite(which));
+        let side = line.side(which);
         let Some(bridge) = &mut line.bridge else { panic!("a frame before both sides were joined") };
-        let told = bridge.handle_frame(side, frame).unwrap_or_else(|error| panic!("honest peers: {error}"));
-        if told {
-            self.machines[other].relay_ready(there);
+        bridge.handle_frame(side, frame).unwrap_or_else(|error| panic!("honest peers: {error}"));
+        self.tell(which, connection);
+    }
+
+    /// Schedules the sides of a line for which something waits.
+    fn tell(&mut self, which: usize, connection: ConnectionId) {
+        while let Some(line) = self.line(which, connection)
+            && let Some(side) = line.bridge.as_mut().and_then(Bridge::poll_told)
+        {
+            let (machine, there) = if line.side(which) == side { (which, connection) } else { line.opposite(which) };
+            self.machines[machine].relay_ready(there);
         }
     }
 
@@ -195,10 +204,9 @@ impl RelayNode {
         let Some(line) = self.line(which, connection) else { return };
         let (side, (other, there)) = (line.side(which), line.opposite(which));
         let reason = passed_on(end);
-        let told = line.bridge.as_mut().map(|bridge| bridge.finish(side, reason.clone()));
-        match (told, side) {
-            (Some(true), _) => self.machines[other].relay_ready(there),
-            (Some(false), _) => {}
+        let joined = line.bridge.as_mut().map(|bridge| bridge.finish(side, reason.clone()));
+        match (joined, side) {
+            (Some(()), _) => self.tell(which, connection),
             // Before the answer: the right is not wanted any more, or will not answer.
             (None, Side::Left) => self.machines[other].close(there, Reason::new(code::ABANDONED, "the opener gave up")),
             (None, Side::Right) => self.refuse(other, there, reason),
