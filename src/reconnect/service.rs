@@ -75,7 +75,7 @@ pub(super) struct Open {
 
 impl Open {
     fn is_usable(&self) -> bool {
-        self.connection.end().is_none() && !self.session.is_peer_leaving()
+        self.connection.end().is_none() && self.connection.draining().is_none() && !self.session.is_peer_leaving()
     }
 
     /// Closes the connection when its calls have ended, or after the grace period.
