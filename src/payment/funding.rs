@@ -6,9 +6,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tollway_protocol::payment::ledger_messages::{
-    LedgerIdentity, LedgerMessage, OpenChannel, RequestClose, Signed, TopUp, Withdraw, is_reserved_chain,
+    LedgerIdentity, OpenChannel, RequestClose, Signed, TopUp, Withdraw, is_reserved_chain,
 };
-use tollway_protocol::payment::{Address, Amount, ChannelDescriptor, Hash, PayerSnapshot, Terms};
+use tollway_protocol::payment::{
+    Address, Amount, ChannelDescriptor, Hash, LedgerOrder, PayerSnapshot, SigningRequest, Terms,
+};
 
 use super::wallet::Wallet;
 use super::wallet_error::WalletError;
@@ -67,7 +69,7 @@ impl Wallet {
         note: impl Fn(&Signed<M>) -> Option<WalletChannel>,
     ) -> Result<<Signed<M> as LedgerCall>::Answer, WalletError>
     where
-        M: LedgerMessage,
+        M: Clone + Into<LedgerOrder>,
         Signed<M>: LedgerCall + Sync,
     {
         let mut above = 0;
@@ -76,7 +78,10 @@ impl Wallet {
             // Nonces rise; the clock does so by itself, also after a restart.
             let nonce = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX).max(above);
             let expiry = u64::try_from((now + ORDER_LIFETIME).as_millis()).unwrap_or(u64::MAX);
-            let order = Signed::sign(make(nonce, expiry), &ledger.identity(), &self.config().key);
+            let message = make(nonce, expiry);
+            let order = message.clone().into();
+            let signature = self.sign(SigningRequest::Order { ledger: ledger.identity(), order }).await?;
+            let order = Signed { message, signature };
             if let Some(channel) = note(&order) {
                 self.store().save(channel, None).await?;
             }
@@ -98,12 +103,13 @@ impl Wallet {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt).map_err(|error| WalletError::Escrow(format!("no randomness: {error}")))?;
         let deposit = budget.min(terms.suggested_deposit);
+        let authorized_signer = self.config().session_signer.as_ref().map_or(Address::ZERO, |signer| signer.address());
         let make = |nonce, expiry| OpenChannel {
             payer: self.address(),
             payee: terms.payee,
             token: terms.token,
             salt: Hash(salt),
-            authorized_signer: Address::ZERO,
+            authorized_signer,
             deposit,
             nonce,
             expiry,

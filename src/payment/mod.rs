@@ -20,6 +20,7 @@ mod payee_keep;
 mod payee_task;
 mod payer_task;
 mod reservation;
+mod signer;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod thief_tests;
@@ -41,6 +42,7 @@ pub(crate) use payee::OpenRequest;
 pub use payee::{Payee, PayeeConfig, PayeeError};
 pub use payee_keep::{KeepError, KeptUp};
 pub use reservation::{AboveReservation, Reservation};
+pub use signer::{Signer, SignerError};
 pub(crate) use verify::{CREDENTIAL_RATE, CheckGate};
 pub use wallet::{Wallet, WalletConfig, quote};
 pub use wallet_error::WalletError;

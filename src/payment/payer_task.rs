@@ -20,7 +20,7 @@ use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::payment::{
     Amount, CloseVoucher, Decline, DeclineReason, NeedAnswer, NeedVoucher, PayerBook, PaymentMessage, Receipt,
-    ReceiptStatus, SignedReceipt, Terms, Voucher, VoucherDomain,
+    ReceiptStatus, SignedReceipt, SigningRequest, Terms, VoucherProtocol,
 };
 
 use super::funding::ledger_of;
@@ -68,7 +68,6 @@ pub(super) struct PayerTask {
     wallet: Wallet,
     /// Nobody else pays from the channel as long as this task runs.
     _in_use: InUse,
-    domain: VoucherDomain,
     mailbox: Arc<Mailbox>,
     state: Arc<Mutex<PayerState>>,
     /// As it is in the store.
@@ -93,7 +92,6 @@ impl PayerTask {
             id: connection.id(),
             wallet,
             _in_use: in_use,
-            domain: channel.descriptor.voucher_domain(),
             mailbox,
             state,
             channel,
@@ -264,17 +262,36 @@ impl PayerTask {
             state.book.received()
         };
         failpoint!("wallet.before-sign");
-        match Voucher::sign(&self.domain, &self.wallet.config().key, self.channel.id(), amount) {
-            Ok(voucher) => {
+        let request = SigningRequest::Voucher { channel: self.channel.descriptor.clone(), amount };
+        match self.wallet.sign(request).await {
+            Ok(signature) => {
                 failpoint!("wallet.before-send");
-                self.send(&PaymentMessage::Voucher { amount, signature: voucher.signature, received });
+                self.send(&PaymentMessage::Voucher { amount, signature, received });
                 if sign_first {
                     tokio::task::yield_now().await;
                     self.persist(ceiling, None).await;
                 }
             }
-            Err(error) => self.stop(WalletError::BadMessage(error.to_string())),
+            // There will be no such voucher, so the payee need not wait for it.
+            Err(error) => {
+                self.send(&PaymentMessage::Decline { reason: "the signer does not sign".to_owned() });
+                self.stop(error);
+            }
         }
+    }
+
+    /// Signs what the escrow wants for a close.
+    async fn sign_close(&self, amount: Amount) -> Result<CloseVoucher, WalletError> {
+        let channel = self.channel.descriptor.clone();
+        let authorization = match channel.protocol {
+            VoucherProtocol::V2 => {
+                let request = SigningRequest::CloseAuthorization { channel: channel.clone(), amount };
+                Some(self.wallet.sign(request).await?)
+            }
+            _ => None,
+        };
+        let signature = self.wallet.sign(SigningRequest::Voucher { channel, amount }).await?;
+        Ok(CloseVoucher { amount, signature, authorization })
     }
 
     /// Raises the deposit beside everything else. A ledger that is away is asked again while the payee waits; the order
@@ -426,7 +443,7 @@ impl PayerTask {
             }
             (state.book.close_amount(settled), state.book.received())
         };
-        match CloseVoucher::sign(&self.domain, &self.wallet.config().key, self.channel.id(), amount) {
+        match self.sign_close(amount).await {
             Ok(close) => {
                 self.channel.phase = WalletPhase::Closing { close };
                 // From here nothing else is signed; a store that fails has stopped everything.
@@ -439,7 +456,7 @@ impl PayerTask {
                 failpoint!("wallet.before-close");
                 self.send(&PaymentMessage::Close { voucher: close, received });
             }
-            Err(error) => drop(order.send(Err(WalletError::BadMessage(error.to_string())))),
+            Err(error) => drop(order.send(Err(error))),
         }
     }
 

@@ -6,20 +6,22 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tollway_protocol::error::code;
 use tollway_protocol::payment::{
-    Address, Amount, Binding, Challenge, ChannelDescriptor, ChannelId, Credential, CredentialDraft, Hash, PayerBook,
-    PayerLimits, PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, SecretKey, SignedReceipt, Terms,
-    VoucherProtocol,
+    Address, Amount, Binding, Challenge, ChannelDescriptor, ChannelId, CredentialDraft, CredentialError, Hash,
+    PayerBook, PayerLimits, PaymentMessage, Place, Quote, Receipt, ReceiptStatus, ResumeRefusal, Signature,
+    SignedReceipt, SigningRequest, Terms, VoucherProtocol,
 };
 use tollway_protocol::session::PayerMoney;
 
 use super::mailbox::Mailbox;
 use super::paid::PaidConnection;
 use super::payer_task::{Opened, checkpoint_room};
+use super::signer::{Signer, SignerError};
 use super::wallet_error::WalletError;
 use super::wallet_store::{MemoryWallet, StoredReceipt, WalletChannel, WalletPhase, WalletStore};
 use super::windows::paid_limits;
@@ -33,14 +35,20 @@ const DEFAULT_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 /// With no `loss_budget` given: so many times `max_ahead`. A payee whose process dies costs at most one lease, which is
 /// about as much; one that breaks off more often than this is not worth its deposit.
 const DEFAULT_LOSSES: u128 = 4;
+/// How long a signer is given: a person who presses a button on a device needs seconds, a payee's patience is a minute.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an open is tried with another channel or another epoch. Each time something is known that was not before.
 const OPEN_TRIES: u32 = 8;
 
 /// What a wallet may do. All amounts are base units.
 #[derive(Clone)]
 pub struct WalletConfig {
-    /// The payer's key.
-    pub key: Arc<SecretKey>,
+    /// Signs for the payer: its key, or what keeps it.
+    pub signer: Arc<dyn Signer>,
+    /// Signs the vouchers of new channels in the payer's place: a delegated session key, which can authorise no more than
+    /// their deposits and can give no orders to an escrow. `None` for the payer itself. Channels of another session key than
+    /// this one are left alone.
+    pub session_signer: Option<Arc<dyn Signer>>,
     /// The payee that is trusted; `None` trusts whoever signs the terms, for a user who has looked at them.
     pub payee: Option<Address>,
     /// Escrows besides local ledgers that are trusted. The signed terms of a pinned payee vouch for a ledger.
@@ -65,7 +73,7 @@ pub struct WalletConfig {
 impl fmt::Debug for WalletConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WalletConfig")
-            .field("payer", &self.key.address())
+            .field("payer", &self.signer.address())
             .field("payee", &self.payee)
             .field("budget", &self.budget)
             .field("max_ahead", &self.max_ahead)
@@ -74,10 +82,11 @@ impl fmt::Debug for WalletConfig {
 }
 
 impl WalletConfig {
-    /// A wallet with this key that spends at most `budget` base units on a connection.
-    pub fn new(key: SecretKey, budget: Amount) -> Self {
+    /// A wallet with this key, or another signer, that spends at most `budget` base units on a connection.
+    pub fn new(signer: impl Signer, budget: Amount) -> Self {
         WalletConfig {
-            key: Arc::new(key),
+            signer: Arc::new(signer),
+            session_signer: None,
             payee: None,
             escrows: Vec::new(),
             budget,
@@ -173,7 +182,7 @@ impl Wallet {
 
     /// The payer's address.
     pub fn address(&self) -> Address {
-        self.config().key.address()
+        self.config().signer.address()
     }
 
     /// The channels that it remembers.
@@ -347,10 +356,30 @@ impl Wallet {
         let descriptor = &channel.descriptor;
         matches!(channel.phase, WalletPhase::Open | WalletPhase::Opening { .. })
             && wanted.is_none_or(|wanted| wanted == channel.id())
-            && descriptor.signer() == self.address()
+            && descriptor.payer == self.address()
+            && self.signer_of(descriptor.signer()).is_some()
             && (descriptor.payee, descriptor.token) == (terms.payee, terms.token)
             && (descriptor.escrow, descriptor.chain_id) == (terms.escrow, terms.chain_id)
             && descriptor.protocol == terms.protocol
+    }
+
+    /// Who signs for an address, if this wallet has it.
+    fn signer_of(&self, address: Address) -> Option<&Arc<dyn Signer>> {
+        let config = self.config();
+        let signers = config.session_signer.iter().chain([&config.signer]);
+        signers.into_iter().find(|signer| signer.address() == address)
+    }
+
+    /// Has something signed by whoever is to sign it.
+    pub(super) async fn sign(&self, request: SigningRequest) -> Result<Signature, WalletError> {
+        let address = request.signer().unwrap_or_else(|| self.address());
+        let Some(signer) = self.signer_of(address) else {
+            return Err(SignerError::Refused(format!("nobody here signs for {address}")).into());
+        };
+        match tokio::time::timeout(SIGN_TIMEOUT, signer.sign(request)).await {
+            Ok(signed) => Ok(signed?),
+            Err(_late) => Err(SignerError::Unreachable("no answer in time".to_owned()).into()),
+        }
     }
 
     async fn connect(
@@ -374,10 +403,9 @@ impl Wallet {
             voucher: None,
         };
         let place = Place { service, exporter: Hash::ZERO };
-        let credential = draft
-            .sign(&self.config().key, place)
-            .and_then(|credential: Credential| credential.encode())
-            .map_err(|error| WalletError::MalformedQuote(error.to_string()))?;
+        let malformed = |error: CredentialError| WalletError::MalformedQuote(error.to_string());
+        let possession = self.sign(draft.request(place).map_err(malformed)?).await?;
+        let credential = draft.with(possession).encode().map_err(malformed)?;
         let prices = Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect());
         let mailbox = Arc::new(Mailbox::default());
         let hold = book.received().saturating_add(checkpoint_room(&terms));
@@ -401,7 +429,7 @@ impl Wallet {
         }
         book.record_connected(receipt.accepted);
         // The payee may hold the price of every call that it takes at once, and ask for what comes beyond.
-        let dearest_call = terms.methods.iter().map(|method| method.price.call).max().unwrap_or_default();
+        let dearest_call = terms.methods.iter().map(|method| method.price.hold()).max().unwrap_or_default();
         let calls = u128::from(connection.shared().max_calls(connection.id()));
         book.record_open_reservations(dearest_call.checked_mul(calls).unwrap_or(Amount::MAX));
         let opened = Opened { wallet: self.clone(), in_use, connection, terms, channel, book, mailbox };

@@ -3,6 +3,7 @@
 use tollway_protocol::error::ConnectionEnd;
 use tollway_protocol::payment::{Address, Amount, ChannelId, Decline, ResumeRefusal, TermsError, UnworkableTerms};
 
+use super::signer::SignerError;
 use super::wallet_store::WalletStoreError;
 use crate::escrow::EscrowError;
 use crate::session::OpenError;
@@ -56,6 +57,9 @@ pub enum WalletError {
     /// One unit costs more than is authorised ahead.
     #[error(transparent)]
     Unworkable(#[from] UnworkableTerms),
+    /// What had to be signed was not.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     /// The budget does not reach.
     #[error("the budget is too small: {needed} base units are needed, and the budget is {budget}")]
     BudgetTooSmall {

@@ -12,7 +12,7 @@ use super::eip712::{Domain, StructHasher, keccak256};
 use super::signed::{self, CodecError};
 use super::{
     Amount, Challenge, ChannelDescriptor, ChannelId, DescriptorError, Hash, SecretKey, Signature, SignatureError,
-    Verifier, Voucher, VoucherError,
+    SigningRequest, Verifier, Voucher, VoucherError,
 };
 
 static POSSESSION_TYPE: LazyLock<Hash> = LazyLock::new(|| {
@@ -104,8 +104,29 @@ impl CredentialDraft {
             return Err(CredentialError::WrongKey);
         }
         let possession = key.sign_digest(&self.possession_digest(place));
+        Ok(self.with(possession))
+    }
+
+    /// What the channel's signer is asked to sign, where the key is not at hand.
+    ///
+    /// # Errors
+    /// When the descriptor is none.
+    pub fn request(&self, place: Place<'_>) -> Result<SigningRequest, CredentialError> {
+        self.descriptor.check()?;
+        Ok(SigningRequest::Possession {
+            challenge: self.challenge,
+            channel: self.descriptor.clone(),
+            epoch: self.epoch,
+            received: self.received,
+            service: place.service.to_owned(),
+            exporter: place.exporter,
+        })
+    }
+
+    /// The credential with the signature that [`request`](Self::request) asks for.
+    pub fn with(self, possession: Signature) -> Credential {
         let CredentialDraft { challenge, descriptor, epoch, received, proof, voucher } = self;
-        Ok(Credential { challenge, descriptor, epoch, received, proof, voucher, possession })
+        Credential { challenge, descriptor, epoch, received, proof, voucher, possession }
     }
 
     fn possession_digest(&self, place: Place<'_>) -> Hash {
@@ -198,15 +219,15 @@ impl Credential {
 }
 
 /// The struct `Possession` of EIP-712.
-struct Possession<'a> {
-    challenge: &'a Challenge,
-    descriptor: &'a ChannelDescriptor,
-    epoch: u64,
-    received: Amount,
+pub(super) struct Possession<'a> {
+    pub(super) challenge: &'a Challenge,
+    pub(super) descriptor: &'a ChannelDescriptor,
+    pub(super) epoch: u64,
+    pub(super) received: Amount,
 }
 
 impl Possession<'_> {
-    fn digest(&self, place: Place<'_>) -> Hash {
+    pub(super) fn digest(&self, place: Place<'_>) -> Hash {
         let struct_hash = StructHasher::new(&POSSESSION_TYPE)
             .word(&self.challenge.hash())
             .word(&Hash(self.descriptor.id().0))

@@ -17,6 +17,7 @@ mod receipt;
 mod record;
 mod signature;
 mod signed;
+mod signing_request;
 mod terms;
 mod voucher;
 
@@ -40,6 +41,7 @@ pub use receipt::{MAX_RECEIPT_BYTES, Receipt, ReceiptError, ReceiptStatus, Signe
 pub use record::{RecordError, VoucherRecord, VoucherVerdict, check_record};
 pub use signature::{ParseSignatureError, Signature, SignatureError, Verifier};
 pub use signed::CodecError;
+pub use signing_request::{LedgerOrder, SigningRequest};
 pub use terms::{
     Binding, Inconsistency, MAX_LEDGER_URL_BYTES, MAX_NAME_BYTES, MAX_TERMS_BYTES, MethodPrice, SignedTerms, Terms,
     TermsError,
