@@ -1,6 +1,6 @@
 //! Queues: the places of this process where something waits, each with a name, a bound, and how full it is and was.
 //!
-//! A queue of the process itself, such as that of a file's thread, is a [`channel`] or has a [`Gauge`], and enters the
+//! A queue of the process itself, such as that of a file's thread, is a `channel` or has a `Gauge`, and enters the
 //! registry under its name; [`snapshot`] lists those that live. What waits in a session is counted where it lies, by the
 //! machine; a [`SessionSnapshot`](crate::observe::SessionSnapshot) lists it in the same form. So an operator whose system
 //! stands still sees where.

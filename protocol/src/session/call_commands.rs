@@ -166,8 +166,8 @@ impl Machine {
         Ok(slots)
     }
 
-    /// Says with [`Event::CallCharged`] what this call of the peer's has cost, when its response is taken for writing or
-    /// its connection ends before that.
+    /// Says with [`Event::CallCharged`](super::Event::CallCharged) what this call of the peer's has cost, when its response
+    /// is taken for writing or its connection ends before that.
     pub fn report_charge(&mut self, call: CallKey) {
         if let Some(call) = self.calls.get_mut(call) {
             call.reports = true;
