@@ -45,6 +45,12 @@ impl MemoryPool {
         self.lent.load(Ordering::Relaxed)
     }
 
+    /// Whether more than a `share`-th of it is lent, or of what it takes from.
+    pub(crate) fn is_used_above(&self, share: u64) -> bool {
+        let limit = self.limit.checked_div(share).unwrap_or_default();
+        self.lent() > limit || self.within.as_ref().is_some_and(|pool| pool.is_used_above(share))
+    }
+
     /// Takes `bytes`, or nothing if there are fewer.
     fn try_take(&self, bytes: u64) -> bool {
         // The number guards no other memory, so no ordering is needed.
@@ -97,17 +103,29 @@ pub(crate) struct Ledger {
     /// The most that was borrowed at one time.
     most: u64,
     session: u64,
+    /// Bytes that are borrowed ahead of need.
+    loan: u64,
     pool: Option<Arc<MemoryPool>>,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: &MemoryLimits) -> Self {
-        Ledger { charged: 0, borrowed: 0, most: 0, session: limits.session, pool: limits.pool.clone() }
+        Ledger { charged: 0, borrowed: 0, most: 0, session: limits.session, loan: LOAN, pool: limits.pool.clone() }
     }
 
     /// One that is bounded by its pool alone, if it has one.
     pub(crate) const fn of_pool(pool: Option<Arc<MemoryPool>>) -> Self {
-        Ledger { charged: 0, borrowed: 0, most: 0, session: u64::MAX, pool }
+        Ledger { charged: 0, borrowed: 0, most: 0, session: u64::MAX, loan: LOAN, pool }
+    }
+
+    /// The same, which borrows nothing ahead: for charges that stay, of which there are too many for a loan each.
+    pub(crate) const fn exactly_of_pool(pool: Option<Arc<MemoryPool>>) -> Self {
+        Ledger { charged: 0, borrowed: 0, most: 0, session: u64::MAX, loan: 0, pool }
+    }
+
+    /// Whether so much of the pool is lent; see [`MemoryPool::is_used_above`].
+    pub(crate) fn is_pool_used_above(&self, share: u64) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.is_used_above(share))
     }
 
     /// Nothing is charged for now: gives back what is borrowed ahead of need.
@@ -144,7 +162,7 @@ impl Ledger {
         }
         // Ahead of need where there is room; else no more than is needed.
         let needed = charged.saturating_sub(self.borrowed);
-        let ahead = needed.saturating_add(LOAN).min(self.session.saturating_sub(self.borrowed));
+        let ahead = needed.saturating_add(self.loan).min(self.session.saturating_sub(self.borrowed));
         let takes = |bytes| self.pool.as_ref().is_none_or(|pool| pool.try_take(bytes));
         let Some(taken) = [ahead, needed].into_iter().find(|&bytes| takes(bytes)) else { return false };
         self.borrowed = self.borrowed.saturating_add(taken);
@@ -156,8 +174,8 @@ impl Ledger {
     pub(crate) fn release(&mut self, bytes: u64) {
         self.charged = self.charged.saturating_sub(bytes);
         let idle = self.borrowed.saturating_sub(self.charged);
-        if idle > LOAN.saturating_mul(4) {
-            self.give_back(idle.saturating_sub(LOAN));
+        if idle > self.loan.saturating_mul(4) {
+            self.give_back(idle.saturating_sub(self.loan));
         }
     }
 

@@ -50,12 +50,7 @@ impl Bridge {
         let _overrun = self.end(side.other()).queue.pass_with(&draining, Bytes::new(), 0);
     }
 
-    pub(super) fn receive_draining(
-        &mut self,
-        from: Side,
-        frame: &Bytes,
-        draining: &Draining,
-    ) -> Result<(), RelayError> {
+    pub(super) fn receive_draining(&mut self, from: Side, draining: Draining) -> Result<(), RelayError> {
         debug_assert!(!draining.connection.is_root(), "the root is not relayed");
         let caller = &mut self.end(from.other()).drain;
         // [session.drain.once]
@@ -63,7 +58,11 @@ impl Bridge {
             return Err(Violation::Unexpected { frame: Draining::NAME, state: "it is said once" }.into());
         }
         match (core::mem::replace(&mut caller.told, true), caller.heard) {
-            (false, _) => self.end(from).queue.pass(frame, 0),
+            (false, _) => {
+                // Cut: nothing else bounds it by what the other side takes. [relay.checks]
+                let reason = Reason::from(draining.reason).into();
+                self.end(from).queue.pass_with(&Draining { reason, ..draining }, Bytes::new(), 0)
+            }
             // The answer to the relay's own answers this, too.
             (true, true) => {
                 let drained = Drained { connection: ConnectionId::ROOT };

@@ -6,6 +6,7 @@ use super::queue::Queue;
 use crate::error::Violation;
 use crate::id::{CallId, IdSequence, Parity, StreamId};
 use crate::limits::ConnectionLimits;
+use crate::memory::Ledger;
 
 #[derive(Debug)]
 pub(super) struct End {
@@ -25,6 +26,8 @@ pub(super) struct End {
     pub(super) window_grant: Option<u64>,
     pub(super) open_calls: u32,
     pub(super) open_streams: u32,
+    /// What those open calls and streams count.
+    pub(super) tables: Ledger,
     /// Whether this side still makes calls.
     pub(super) drain: Drain,
     /// What this side has sent and the other one has not been sent yet.
@@ -47,6 +50,7 @@ impl End {
             window_grant: None,
             open_calls: 0,
             open_streams: 0,
+            tables: Ledger::exactly_of_pool(own.memory.clone()),
             drain: Drain::default(),
             queue: Queue::new(own.memory.clone()),
         }

@@ -13,6 +13,7 @@
 mod draining;
 mod end;
 mod queue;
+mod tables;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -24,7 +25,7 @@ use rustc_hash::FxHashMap;
 
 use crate::error::{Reason, Violation};
 use crate::id::{CallId, ConnectionId, Parity, StreamId};
-use crate::limits::{ConnectionLimits, MAX_SLOTS};
+use crate::limits::{ConnectionLimits, HEADER_ALLOWANCE, MAX_SLOTS};
 use crate::memory::MemoryPool;
 use crate::message::{
     Cancel, Credit, Done, Drained, Draining, End as StreamEnd, Flow, Header, Items, Payment, Request, Reset, Response,
@@ -36,6 +37,12 @@ use crate::stream::ItemRun;
 use end::End;
 use queue::Entry;
 pub use queue::{MAX_UNCOVERED, Relayed, Traffic};
+use tables::{ENTRY_BYTES, shrink};
+
+/// Bytes of kind and header that a frame with a list in it may have: what every receiver leaves room for, less what the
+/// connection's id may grow by on the other side (nine bytes) and the length of an item (five). An honest header is below
+/// 29 KiB; only numbers in more bytes than they need make a longer one.
+const MAX_PASSED_HEADER: usize = HEADER_ALLOWANCE as usize - 16;
 
 /// One of the two sides between which a relay stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +73,8 @@ pub struct Terms {
     pub receives: ConnectionLimits,
     /// What this side was told that it may send: at most what the other one receives. `[relay.limits]`
     pub may_send: ConnectionLimits,
-    /// Where the frames count that came from this side and wait for the other one; nowhere without it.
+    /// Where the frames count that came from this side and wait for the other one, and the calls and streams that this
+    /// side began; nowhere without it.
     pub memory: Option<Arc<MemoryPool>>,
 }
 
@@ -86,8 +94,8 @@ pub enum RelayError {
     /// to be closed.
     #[error("more than {MAX_UNCOVERED} bytes of frames that no credit covers wait for a side that does not read")]
     Overrun,
-    /// There is no memory for what waits for the other side: the connection is to be closed.
-    #[error("there is no memory for what waits for a side that does not read")]
+    /// There is no memory for what waits for the other side, or for another call or stream: the connection is to be closed.
+    #[error("the relay has no memory for what waits for a side that does not read, or for another call or stream")]
     OutOfMemory,
 }
 
@@ -164,10 +172,10 @@ impl Bridge {
         let mut payload = frame.clone();
         let rest = &mut payload;
         match kind {
-            Items::KIND => self.receive_items(from, frame, &decode_header(rest)?, payload)?,
+            Items::KIND => self.receive_items(from, frame, &decode_list(rest)?, payload)?,
             Credit::KIND => self.receive_credit(from, &decode_header(rest)?)?,
-            Request::KIND => self.receive_request(from, frame, decode_header(rest)?, payload)?,
-            Response::KIND => self.receive_response(from, frame, decode_header(rest)?, payload)?,
+            Request::KIND => self.receive_request(from, frame, decode_list(rest)?, payload)?,
+            Response::KIND => self.receive_response(from, frame, decode_list(rest)?, payload)?,
             Window::KIND => self.receive_window(from, &decode_header(rest)?)?,
             StreamEnd::KIND => {
                 let StreamEnd { stream, .. } = decode_header(rest)?;
@@ -184,7 +192,7 @@ impl Bridge {
                 let Payment { .. } = decode_header(rest)?;
                 self.receive_payment(from, frame, payload.len())?;
             }
-            Draining::KIND => self.receive_draining(from, frame, &decode_header(rest)?)?,
+            Draining::KIND => self.receive_draining(from, decode_header(rest)?)?,
             Drained::KIND => {
                 let Drained { .. } = decode_header(rest)?;
                 self.receive_drained(from, frame)?;
@@ -256,6 +264,7 @@ impl Bridge {
             let (value, limit) = (u64::from(open), u64::from(limit));
             return Err(Violation::AboveLimit { what: "open calls", value, limit }.into());
         }
+        end.charge_tables(1)?;
         end.open_calls = open;
         let call = Call { caller: from, answered: false, cancelled: false, streams: 0, had_streams: false };
         self.calls.insert(request.call, call);
@@ -307,8 +316,10 @@ impl Bridge {
 
     fn end_call(&mut self, id: CallId) {
         if let Some(call) = self.calls.remove(&id) {
+            shrink(&mut self.calls);
             let end = self.end(call.caller);
             end.open_calls = end.open_calls.saturating_sub(1);
+            end.tables.release(ENTRY_BYTES);
         }
     }
 
@@ -418,8 +429,10 @@ impl Bridge {
         }
         let (call, announced_by) = (stream.call, stream.announced_by);
         self.streams.remove(&id);
+        shrink(&mut self.streams);
         let announcer = self.end(announced_by);
         announcer.open_streams = announcer.open_streams.saturating_sub(1);
+        announcer.tables.release(ENTRY_BYTES);
         if let Some(call) = self.calls.get_mut(&call) {
             call.streams = call.streams.saturating_sub(1);
         }
@@ -460,22 +473,23 @@ impl Bridge {
     }
 
     /// Enters the streams that a frame announces.
-    fn register_slots(&mut self, from: Side, id: CallId, slots: &[Slot]) -> Result<(), Violation> {
+    fn register_slots(&mut self, from: Side, id: CallId, slots: &[Slot]) -> Result<(), RelayError> {
         // [stream.slots.max]
         if slots.len() > MAX_SLOTS {
             let (value, limit) = (slots.len() as u64, MAX_SLOTS as u64);
-            return Err(Violation::AboveLimit { what: "slots in one frame", value, limit });
+            return Err(Violation::AboveLimit { what: "slots in one frame", value, limit }.into());
         }
+        self.end(from).charge_tables(slots.len())?;
         for slot in slots {
             let end = self.end(from);
             // [stream.id.next]
             if !end.stream_ids.expect(slot.stream.0) {
-                return Err(Violation::StreamId { id: slot.stream });
+                return Err(Violation::StreamId { id: slot.stream }.into());
             }
             let (open, limit) = (end.open_streams.saturating_add(1), end.may_send.max_streams);
             if open > limit {
                 let (value, limit) = (u64::from(open), u64::from(limit));
-                return Err(Violation::AboveLimit { what: "open streams", value, limit });
+                return Err(Violation::AboveLimit { what: "open streams", value, limit }.into());
             }
             end.open_streams = open;
             let sender = match slot.flow {
@@ -492,4 +506,16 @@ impl Bridge {
         }
         Ok(())
     }
+}
+
+/// Reads a header with lists in it, whose length nothing else bounds by what the other side takes. `[relay.checks]`
+fn decode_list<H: Header>(frame: &mut Bytes) -> Result<H, Violation> {
+    let whole = frame.len();
+    let header = decode_header(frame)?;
+    let bytes = whole.saturating_sub(frame.len());
+    if bytes > MAX_PASSED_HEADER {
+        let (value, limit) = (bytes as u64, MAX_PASSED_HEADER as u64);
+        return Err(Violation::AboveLimit { what: "header of a frame that is relayed", value, limit });
+    }
+    Ok(header)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 
 use super::RelayError;
-use crate::error::Reason;
+use crate::error::{Reason, code};
 use crate::id::{ConnectionId, StreamId};
 use crate::memory::{Ledger, MemoryPool};
 use crate::message::{Head, Header, Items, encode_head};
@@ -29,6 +29,14 @@ const COVERED_FACTOR: u64 = 8;
 /// Frames below this size are copied out of the block that they were read into, so that a frame that waits pins what it
 /// holds and not the block.
 const DETACH_BELOW: usize = 16 * 1024;
+
+/// The same while the memory budget is used: half of the largest block that conduits read into.
+const DETACH_BELOW_CROWDED: usize = 128 * 1024;
+
+/// What share of the memory budget may wait before larger frames are copied, too: a frame that is not copied pins at most
+/// sixteen times what it counts, so a sixteenth pins no more than the budget. What is passed on at once, as bulk is, is
+/// not copied.
+const CROWDED_SHARE: u64 = 16;
 
 /// What passed in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -144,22 +152,32 @@ impl Queue {
         let kind = frame.first().copied().unwrap_or_default();
         let mut rest = frame.clone();
         rest.advance(after_connection(frame));
-        self.enter(Content::AsItCame(kind, detach(rest)), covered)
+        let rest = self.detach(rest);
+        self.enter(Content::AsItCame(kind, rest), covered)
     }
 
     /// Passes a frame on with another header, whose connection is not looked at.
     pub(super) fn pass_with<H: Header>(&mut self, header: &H, payload: Bytes, covered: u64) -> Result<(), RelayError> {
         let head = encode_head(header);
         let rest = head.get(after_connection(&head)..).unwrap_or_default();
-        self.enter(Content::NewHeader(H::KIND, rest.into(), detach(payload)), covered)
+        let payload = self.detach(payload);
+        self.enter(Content::NewHeader(H::KIND, rest.into(), payload), covered)
     }
 
     /// Passes items without streams in them on. Those that a peer with smaller frames cannot take at once are cut when
     /// they are taken.
     pub(super) fn pass_run(&mut self, stream: StreamId, run: ItemRun) -> Result<(), RelayError> {
         let covered = run.credit();
-        let run = if run.as_bytes().len() < DETACH_BELOW { run.detached() } else { run };
+        let run = if self.must_detach(run.as_bytes().len()) { run.detached() } else { run };
         self.enter(Content::Run(stream, run), covered)
+    }
+
+    fn must_detach(&self, bytes: usize) -> bool {
+        bytes < DETACH_BELOW || (bytes < DETACH_BELOW_CROWDED && self.memory.is_pool_used_above(CROWDED_SHARE))
+    }
+
+    fn detach(&self, bytes: Bytes) -> Bytes {
+        if self.must_detach(bytes.len()) { Bytes::copy_from_slice(&bytes) } else { bytes }
     }
 
     fn enter(&mut self, content: Content, covered: u64) -> Result<(), RelayError> {
@@ -242,7 +260,8 @@ impl Queue {
         }
     }
 
-    /// Makes a frame that waited one of another connection. What does not fit goes back to the front.
+    /// Makes a frame that waited one of another connection. What does not fit goes back to the front. One that its taker
+    /// would have to answer with ProtocolError ends the connection instead. `[relay.checks]`
     pub(super) fn frame(&mut self, frame: Waiting, connection: ConnectionId, max_frame: usize) -> Relayed {
         let (head, payload) = match frame.content {
             Content::AsItCame(kind, rest) => (begin(kind, connection), rest),
@@ -266,6 +285,13 @@ impl Queue {
                 (head, first.as_bytes().clone())
             }
         };
+        if head.len().saturating_add(payload.len()) > max_frame {
+            self.abandon();
+            return Relayed::Close(Reason::new(
+                code::LIMIT,
+                "a frame to be relayed is larger than the other side takes",
+            ));
+        }
         Relayed::Frame { head, payload }
     }
 }
@@ -287,8 +313,4 @@ fn begin(kind: u8, connection: ConnectionId) -> Head {
 fn after_connection(frame: &[u8]) -> usize {
     let id = frame.iter().skip(1).take_while(|&byte| byte & 0x80 != 0).count();
     id.saturating_add(2).min(frame.len())
-}
-
-fn detach(bytes: Bytes) -> Bytes {
-    if bytes.len() < DETACH_BELOW { Bytes::copy_from_slice(&bytes) } else { bytes }
 }

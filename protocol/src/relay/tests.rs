@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::error::{Reason, code};
-use crate::message::{Status, encode_head};
+use crate::error::{MAX_TEXT, Reason, code};
+use crate::message::{Status, WireReason, encode_head};
 use crate::metadata::{Entry as MetadataEntry, Metadata, NO_PROPAGATE};
 use crate::payment::Amount;
 use crate::stream::write_item;
@@ -427,7 +427,11 @@ fn what_waits_counts_and_comes_back_and_without_room_the_connection_ends() {
     assert!(pool.lent() > 1_800, "{}", pool.lent());
     accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), &[0; 900]));
     while take(&mut bridge, Side::Right).is_some() {}
-    assert_eq!(pool.lent(), 0, "all of it was taken, and the right's is not counted here");
+    assert_eq!(
+        pool.lent(),
+        2 * ENTRY_BYTES,
+        "all but the call and its stream was taken; the right's is not counted here"
+    );
     accept(&mut bridge, Side::Left, &frame(&StreamEnd { connection: LEFT, stream: StreamId(1) }, b""));
     drop(bridge);
     assert_eq!(pool.lent(), 0, "a bridge that is dropped holds nothing");
@@ -443,5 +447,107 @@ fn what_waits_counts_and_comes_back_and_without_room_the_connection_ends() {
     };
     assert_eq!(overrun, RelayError::OutOfMemory);
     full.iter_mut().for_each(|bridge| bridge.finish(Side::Right, Reason::none()));
-    assert_eq!(pool.lent(), 0, "what nobody takes any more is dropped");
+    let open: u64 = full.iter().map(|bridge| bridge.calls.len() as u64 * ENTRY_BYTES).sum();
+    assert_eq!(pool.lent(), open, "what nobody takes any more is dropped");
+    full.clear();
+    assert_eq!(pool.lent(), 0, "and with the bridge its calls");
+}
+
+/// `[session.memory.bound]`
+#[test]
+fn open_calls_and_streams_count_until_they_end_and_their_tables_shrink() {
+    let pool = Arc::new(MemoryPool::new(1 << 20));
+    let wide = ConnectionLimits { max_streams: 1_024, window: 1 << 20, ..limits() };
+    let terms = |parity, memory| Terms { parity, receives: wide, may_send: wide, memory };
+    let start = || Bridge::new(&terms(Parity::Odd, Some(pool.clone())), &terms(Parity::Even, None), false).unwrap();
+    let slots = || (0..1_024).map(|n| slot(1 + 2 * n, Flow::ToPeer)).collect::<Vec<_>>();
+    let mut bridge = start();
+    accept(&mut bridge, Side::Left, &frame(&request(1, slots()), b""));
+    while take(&mut bridge, Side::Right).is_some() {}
+    assert_eq!(pool.lent(), 1_025 * ENTRY_BYTES);
+    for slot in slots() {
+        accept(&mut bridge, Side::Left, &frame(&StreamEnd { connection: LEFT, stream: slot.stream }, b""));
+    }
+    accept(&mut bridge, Side::Right, &frame(&response(1, vec![]), b""));
+    let done = Done { connection: RIGHT, call: CallId(1), charged: Amount::ZERO };
+    accept(&mut bridge, Side::Right, &frame(&done, b""));
+    while take(&mut bridge, Side::Right).is_some() {}
+    assert_eq!(pool.lent(), 0, "what has ended counts no more");
+    assert!(bridge.streams.capacity() < 512, "an empty table of {}", bridge.streams.capacity());
+
+    let mut full = Vec::new();
+    let refused = loop {
+        let mut bridge = start();
+        let result = bridge.handle_frame(Side::Left, &frame(&request(1, slots()), b""));
+        while take(&mut bridge, Side::Right).is_some() {}
+        full.push(bridge);
+        if let Err(error) = result {
+            break error;
+        }
+        assert!(full.len() < 100, "nothing bounds this");
+    };
+    assert_eq!(refused, RelayError::OutOfMemory);
+    drop(full);
+    assert_eq!(pool.lent(), 0);
+}
+
+/// A frame that is part of a block pins the whole of it. `[session.memory.bound]`
+#[test]
+fn what_waits_is_copied_out_of_large_blocks_once_much_waits() {
+    const BODY: usize = 20_000;
+    let pool = Arc::new(MemoryPool::new(1 << 20));
+    let wide = ConnectionLimits { max_body: 1 << 20, window: 1 << 20, max_calls: 100, ..limits() };
+    let terms = |parity, memory| Terms { parity, receives: wide, may_send: wide, memory };
+    let mut bridge = Bridge::new(&terms(Parity::Odd, Some(pool)), &terms(Parity::Even, None), false).unwrap();
+    let mut pinned = Vec::new();
+    let sent: Vec<Bytes> = (0..8).map(|n| frame(&request(1 + 2 * n, vec![]), &[7; BODY])).collect();
+    sent.iter().for_each(|frame| accept(&mut bridge, Side::Left, frame));
+    for frame in &sent {
+        let Relayed::Frame { payload, .. } = bridge.take(Side::Right, RIGHT, usize::MAX) else { panic!("too few") };
+        let body = frame.slice(frame.len() - BODY..);
+        assert!(payload.ends_with(&body));
+        pinned.push(frame.as_ptr_range().contains(&payload.as_ptr()));
+    }
+    assert!(pinned[0], "what is passed on at once is not copied");
+    assert!(pinned.iter().filter(|&&pinned| pinned).count() <= 4, "a sixteenth of the pool is 64 KiB: {pinned:?}");
+}
+
+/// Each of them would be answered with a ProtocolError, which ends everybody's connections. `[relay.checks]`
+#[test]
+fn no_frame_is_larger_than_the_other_side_takes() {
+    let mut bridge = bridge();
+    let text = "x".repeat(40_000);
+    let long = Draining { connection: LEFT, deadline_us: Some(7), reason: WireReason { code: 2000, text } };
+    accept(&mut bridge, Side::Left, &frame(&long, b""));
+    let cut = Draining { connection: RIGHT, reason: Reason::new(2000, "x".repeat(MAX_TEXT)).into(), ..long };
+    assert_eq!(take(&mut bridge, Side::Right).unwrap(), frame(&cut, b""));
+
+    // All lists full, and numbers in ten bytes where two suffice.
+    let long = |value: u64| -> Vec<u8> { (0..9).map(|at| (value >> (7 * at)) as u8 | 0x80).chain([0]).collect() };
+    let entry = [&long(1)[..], b"k", &long(255), &[7; 255], &[0]].concat();
+    let stream = |n: u64| [&long(1 + 2 * n)[..], &[0x80, 0x80, 0x80, 0x80, 0]].concat();
+    let mut padded = frame(&request(1, vec![]), b"").to_vec();
+    assert_eq!(padded.split_off(padded.len() - 2), [0, 0], "two empty lists are last");
+    padded.extend([&[64][..], &entry.repeat(64), &[0x80, 0x08]].concat());
+    (0..1_024).for_each(|n| padded.extend(stream(n)));
+    padded.extend([7; 1_000]);
+    let (padded, mut payload) = (Bytes::from(padded.clone()), Bytes::from(padded));
+    let decoded = decode_header::<Request>(&mut payload).unwrap();
+    assert_eq!((decoded.slots.len(), decoded.metadata.check(), payload.len()), (1_024, Ok(()), 1_000), "a frame");
+    let wide = ConnectionLimits { max_streams: 1_024, ..limits() };
+    let terms = |parity| Terms { parity, receives: wide, may_send: wide, memory: None };
+    let start = || Bridge::new(&terms(Parity::Odd), &terms(Parity::Even), false).unwrap();
+    assert_eq!(refuse(&mut start(), Side::Left, &padded).code(), code::LIMIT);
+    // The longest that an honest side makes.
+    let mut metadata = Metadata::new().with("k", vec![0; 16_383 - 63]);
+    (0..63).for_each(|_| metadata.push(MetadataEntry { key: "k".into(), value: vec![], flags: 0 }));
+    let slots = (0..1_024).map(|n| slot(1 + 2 * n, Flow::ToPeer)).collect();
+    accept(&mut start(), Side::Left, &frame(&Request { metadata, ..request(1, slots) }, &[0; 1_000]));
+
+    // Whatever else is too large ends this connection alone.
+    let mut bridge = start();
+    accept(&mut bridge, Side::Left, &frame(&request(1, vec![]), &[0; 900]));
+    accept(&mut bridge, Side::Left, &frame(&request(3, vec![]), b""));
+    assert!(matches!(bridge.take(Side::Right, RIGHT, 900), Relayed::Close(reason) if reason.code == code::LIMIT));
+    assert!(matches!(bridge.take(Side::Right, RIGHT, 900), Relayed::Empty));
 }

@@ -47,8 +47,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Where frames of this session's peer count that wait in relays: as much as the session may be made to hold otherwise,
-    /// and out of the same pool of the process.
+    /// Where frames of this session's peer count that wait in relays, and the calls and streams that it has open there: as
+    /// much as the session may be made to hold otherwise, and out of the same pool of the process.
     pub fn relay_pool(&mut self) -> Arc<MemoryPool> {
         let memory = &self.config.memory;
         let make = || match &memory.pool {

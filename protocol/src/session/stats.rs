@@ -185,7 +185,7 @@ impl Machine {
         ]
     }
 
-    /// Bytes that wait in relays because the other side does not read, and how many may.
+    /// Bytes that are held in relays: what waits for sides that do not read, and open calls and streams. And how many may be.
     pub fn relay_memory(&self) -> Option<(u64, u64)> {
         self.relay_pool.as_ref().map(|pool| (pool.lent(), pool.limit()))
     }
