@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{sleep, timeout, timeout_at};
 use tollway_protocol::error::{Reason, code};
 
@@ -32,8 +33,16 @@ struct Inner {
 #[derive(Default)]
 pub(super) struct Slot {
     open: Mutex<Option<Arc<Open>>>,
-    /// Who opens: one at a time.
-    opening: tokio::sync::Mutex<()>,
+    /// Who opens: one at a time, and nobody while a paid connection is being left.
+    opening: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What somebody has who wants a connection.
+enum Turn {
+    /// There is one.
+    Usable(Arc<Open>),
+    /// It is to open one; the others wait until the guard is dropped.
+    Open(OwnedMutexGuard<()>),
 }
 
 impl Slot {
@@ -41,20 +50,30 @@ impl Slot {
         self.open.lock().take()
     }
 
-    /// Leaves a connection that cannot be called on any more. What is paid from a channel must be over before the channel
-    /// can be paid from again, so this waits for it, and whoever opens waits for this.
+    /// Leaves a connection that cannot be called on any more.
     pub(super) async fn clear(&self, grace: Duration) {
-        let _turn = self.opening.lock().await;
-        if self.usable().is_none() {
-            self.leave_old(grace).await;
-        }
+        let _turn = self.turn(grace).await;
     }
 
-    async fn leave_old(&self, grace: Duration) {
-        match self.take() {
-            Some(old) if old.is_paid => old.leave(grace, true).await,
-            Some(old) => drop(tokio::spawn(async move { old.leave(grace, true).await })),
-            None => {}
+    /// Waits for the turn to open, if there is no connection that can be called on. One that cannot be is left first. What is
+    /// paid from a channel must be over before the channel can be paid from again, or the next one to open would deposit anew:
+    /// so the task that leaves a paid connection holds the turn until it is done.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped: what is being left stays with its task, and so does the turn.
+    async fn turn(&self, grace: Duration) -> Turn {
+        loop {
+            let turn = self.opening.clone().lock_owned().await;
+            // Somebody may have been faster.
+            if let Some(open) = self.usable() {
+                return Turn::Usable(open);
+            }
+            let Some(old) = self.take() else { return Turn::Open(turn) };
+            let held = old.is_paid.then_some(turn);
+            tokio::spawn(async move {
+                old.leave(grace, true).await;
+                drop(held);
+            });
         }
     }
 
@@ -177,12 +196,10 @@ impl RemoteService {
         if let Some(open) = self.inner.slot.usable() {
             return Ok(open);
         }
-        let _turn = self.inner.slot.opening.lock().await;
-        // Somebody may have been faster.
-        if let Some(open) = self.inner.slot.usable() {
-            return Ok(open);
-        }
-        self.inner.slot.leave_old(self.inner.client.core.config.grace).await;
+        let _turn = match self.inner.slot.turn(self.inner.client.core.config.grace).await {
+            Turn::Usable(open) => return Ok(open),
+            Turn::Open(turn) => turn,
+        };
         let failed = |error| CallError::NoConnection(ConnectFailure::new(error));
         let session = self.inner.client.core.session().await.map_err(failed)?;
         let open = Arc::new(self.open(session).await?);

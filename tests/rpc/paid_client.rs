@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tollway::escrow::{Ledger, LedgerConfig, LedgerService, LocalLedger};
 use tollway::payment::{MemoryWallet, Payee, PayeeConfig, Wallet, WalletConfig};
+use tollway::protocol::error::Reason;
 use tollway::protocol::payment::{Address, Amount, LedgerIdentity, SecretKey};
 use tollway::reconnect::Backoff;
-use tollway::rpc::{CallError, ServiceClient, Services};
+use tollway::rpc::{CallContext, CallError, ServiceClient, Services};
 use tollway::store::MemoryStore;
 use tollway::{Client, ClientConfig, Server, ServerHandle, SessionConfig};
 
-use super::support::LONG;
+use super::support::{Host, LONG};
 
 #[tollway::service]
 trait Press {
@@ -21,6 +23,9 @@ trait Press {
     /// Costs what it finds, and at least 1.
     #[price(call = 1, max = 50, with = per_letter, max_answer = "1KiB")]
     async fn set(&self, text: &str, times: Vec<u32>) -> Result<String, String>;
+    /// Begins to drain its connection, and waits until it is let go.
+    #[price(call = 10, max_answer = "1KiB")]
+    async fn bind(&self, cx: &CallContext) -> String;
 }
 
 /// Two for each letter.
@@ -29,7 +34,10 @@ fn per_letter(_text: &str, times: &[u32], set: &str) -> u64 {
     2 * set.len() as u64
 }
 
-struct Printer;
+#[derive(Default)]
+struct Printer {
+    go: Notify,
+}
 
 impl Press for Printer {
     async fn print(&self, text: &str) -> String {
@@ -42,6 +50,13 @@ impl Press for Printer {
             [times] => Ok(text.repeat(times as usize)),
             _ => Err("how often?".to_owned()),
         }
+    }
+
+    async fn bind(&self, cx: &CallContext) -> String {
+        let connection = cx.connection();
+        tokio::spawn(async move { connection.drain(Reason::none(), None).await });
+        self.go.notified().await;
+        "bound".to_owned()
     }
 }
 
@@ -57,7 +72,7 @@ async fn seller(ledger: &LocalLedger) -> (Arc<Payee>, ServerHandle) {
     let mut selling = PayeeConfig::new(key(2), escrow, store, PressClient::NAME, PressServer::prices());
     selling.ledger_url = Some(handle.endpoint().to_string());
     let payee = Payee::new(selling).unwrap();
-    let services = Services::new().with_paid(PressServer::new(Printer), payee.clone());
+    let services = Services::new().with_paid(PressServer::new(Printer::default()), payee.clone());
     let services = services.with(LedgerService::new(ledger.clone()));
     server.set_config(SessionConfig { services, ..SessionConfig::default() });
     tokio::spawn(server.run(std::future::pending(), Duration::ZERO));
@@ -86,7 +101,7 @@ async fn a_lost_session_costs_no_second_deposit() {
 
     for round in 0..2 {
         // As if the network had broken: the payee keeps its channel.
-        client.session().await.unwrap().close(tollway::protocol::error::Reason::none());
+        client.session().await.unwrap().close(Reason::none());
         let printed = async {
             loop {
                 // A call that meets the end of the session is not repeated by itself.
@@ -105,6 +120,45 @@ async fn a_lost_session_costs_no_second_deposit() {
     let balance = |of: Address| ledger.read(|ledger| ledger.balance(of, Address::ZERO));
     assert_eq!(balance(payee.address()), Amount::new(30), "three calls, settled");
     ledger.read(Ledger::conservation).unwrap();
+}
+
+/// What a call waits for that gives up is waited for by the next one too.
+#[tokio::test]
+async fn a_call_that_gives_up_while_a_connection_is_left_costs_no_second_deposit() {
+    let config = LedgerConfig { dev: true, ..LedgerConfig::default() };
+    let ledger = LocalLedger::new(Ledger::new(LedgerIdentity::of(&key(3)), config));
+    let (payee, _server) = seller(&ledger).await;
+    let printer = Arc::new(Printer::default());
+    let host = Host::up(Services::new().with_paid(PressServer::from(printer.clone()), payee.clone()));
+    let mut buying = WalletConfig::new(key(1), Amount::new(1_000));
+    buying.payee = Some(payee.address());
+    let wallet = Wallet::new(buying);
+    let config = ClientConfig { wallet: Some(wallet.clone()), grace: LONG, ..ClientConfig::default() };
+    let client = Client::with_dialler(host, config);
+    let press: PressClient = client.service();
+    assert_eq!(press.print("one").await.as_deref(), Ok("ONE"));
+    let first = wallet.channels().await.unwrap();
+
+    let long = tokio::spawn({
+        let press = press.clone();
+        async move { press.bind().await }
+    });
+    // Those that come before the client knows that the connection drains are refused or answered. One gives up as it waits,
+    // and the next ones would be answered if they did not wait as well.
+    let given_up = Err(CallError::DeadlineExceeded { sent: false });
+    let patience = Duration::from_millis(100);
+    let first_wait = async { while press.print("two").with_timeout(patience).await != given_up {} };
+    timeout(LONG, first_wait).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(press.print("three").with_timeout(patience).await, given_up);
+    }
+    assert!(!long.is_finished(), "the channel is in use");
+    printer.go.notify_one();
+    assert_eq!(timeout(LONG, press.print("four")).await.unwrap().as_deref(), Ok("FOUR"));
+    assert_eq!(timeout(LONG, long).await.unwrap().unwrap().as_deref(), Ok("bound"));
+    let channels = wallet.channels().await.unwrap();
+    assert_eq!((channels.len(), channels[0].id()), (1, first[0].id()), "it is the same channel");
+    client.close().await;
 }
 
 #[tokio::test]
