@@ -4,6 +4,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -295,6 +296,98 @@ async fn reads_and_writes_may_be_given_up_at_any_poll() {
     };
     let ((), received) = within(async { tokio::join!(writing, reading) }).await;
     assert!(received == sent);
+}
+
+/// A drop of it is told.
+struct Told(mpsc::UnboundedSender<()>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // A test that has ended hears no more.
+        let _ended = self.0.send(());
+    }
+}
+
+/// Opening tunnels and breaking them off, again and again, keeps no more tasks than the peer's share.
+#[tokio::test]
+async fn who_takes_tunnels_has_bounded_work_and_none_for_a_connection_that_broke_off() {
+    let (gone, mut ends) = mpsc::unbounded_channel();
+    let service = TunnelService::new("slow", move |tunnel, _context| {
+        let told = Told(gone.clone());
+        // As who waits for a backend that does not answer.
+        async move {
+            let _held = (tunnel, told);
+            std::future::pending().await
+        }
+    });
+    let limit = |places| NonZeroUsize::new(places).unwrap();
+    let services = Services::new().with(service.with_limits(limit(3), limit(2)));
+    let session = async || {
+        let (left, right) = memory::pair(64 * 1024);
+        let server = Session::accept(right, serving(services.clone()));
+        let (client, server) = tokio::join!(Session::connect(left, SessionConfig::default()), server);
+        (client.unwrap(), server.unwrap())
+    };
+    let full = |made: Result<Tunnel, CallError>| match made {
+        Err(error @ CallError::Refused(_)) => assert!(error.is_retryable(), "{error}"),
+        made => panic!("{made:?}"),
+    };
+    let ((one, _one), (other, _other)) = within(async { tokio::join!(session(), session()) }).await;
+
+    // The connection's end is the end of the work.
+    for _ in 0..20 {
+        let connection = within(one.open("slow")).await.unwrap();
+        drop(within(connection.tunnel()).await.unwrap());
+        connection.close(Reason::none());
+        within(ends.recv()).await.unwrap();
+    }
+    // Streams that broke off, on a connection that stays, count.
+    let connection = within(one.open("slow")).await.unwrap();
+    for _ in 0..2 {
+        drop(within(connection.tunnel()).await.unwrap());
+    }
+    full(within(connection.tunnel()).await);
+    let another = within(one.open("slow")).await.unwrap();
+    full(within(another.tunnel()).await);
+    // One session leaves places for others, up to the limit of all.
+    let others = within(other.open("slow")).await.unwrap();
+    let _third = within(others.tunnel()).await.unwrap();
+    full(within(others.tunnel()).await);
+    connection.close(Reason::none());
+    for _ in 0..2 {
+        within(ends.recv()).await.unwrap();
+    }
+    assert!(ends.try_recv().is_err(), "those of other connections go on");
+    within(others.tunnel()).await.unwrap();
+}
+
+/// What is complete is worked on to its end.
+#[tokio::test]
+async fn who_has_a_direction_to_its_end_goes_on_after_the_connection() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let service = TunnelService::new("sink", move |mut tunnel, context| {
+        let tell = tell.clone();
+        async move {
+            context.connection().closed().await;
+            tokio::task::yield_now().await;
+            let mut received = Vec::new();
+            tunnel.read_to_end(&mut received).await.unwrap();
+            // A test that has ended hears no more.
+            let _ended = tell.send(received);
+        }
+    });
+    let (left, right) = memory::pair(64 * 1024);
+    let server = Session::accept(right, serving(Services::new().with(service)));
+    let (client, server) =
+        within(async { tokio::join!(Session::connect(left, SessionConfig::default()), server) }).await;
+    let (client, _server) = (client.unwrap(), server.unwrap());
+    let connection = within(client.open("sink")).await.unwrap();
+    let mut tunnel = within(connection.tunnel()).await.unwrap();
+    let sent = pattern(100_000);
+    within(tunnel.write_all(&sent)).await.unwrap();
+    within(tunnel.shutdown()).await.unwrap();
+    connection.close(Reason::none());
+    assert!(within(told.recv()).await.unwrap() == sent);
 }
 
 /// Takes two streams as arguments, makes a tunnel of them, and answers when it has echoed all that came.

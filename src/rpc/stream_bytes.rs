@@ -2,6 +2,7 @@
 //! the frame lies. On the wire they are streams of `Bytes` like any other; [tunnels](crate::tunnel) stand on this.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -11,7 +12,7 @@ use tollway_protocol::stream::{Ending, MAX_PREFIX};
 
 use super::codec::DecodeError;
 use super::stream::{Rx, StreamError, Tx};
-use super::stream_core::Side;
+use super::stream_core::{Side, StreamCore};
 
 /// Bytes that one item carries at most: a run of them shares its costs, and other streams have their turn in between.
 const CHUNK: usize = 64 * 1024;
@@ -99,6 +100,11 @@ impl Tx<Bytes> {
 }
 
 impl Rx<Bytes> {
+    /// What it shares with the session.
+    pub(crate) fn core(&self) -> &Arc<StreamCore> {
+        &self.core
+    }
+
     /// The next bytes, uncopied; `None` at the end.
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         let charged = ready!(coop::poll_proceed(cx));

@@ -224,6 +224,15 @@ impl StreamCore {
         after.wake(state.waker.take());
     }
 
+    /// Whether this side has not given the stream up and waits for an end of it that has not come, or is none in order.
+    pub(crate) fn lacks_end(&self) -> bool {
+        match &self.state.lock().side {
+            Side::Recv(recv) if recv.is_stopped() => false,
+            Side::Recv(recv) => !recv.has_ended() || matches!(recv.ending(), Some(Ending::Reset(_))),
+            Side::Send(_) => false,
+        }
+    }
+
     /// The stream has ended, and `held` bytes still count. Returns what is not held any more: all of it, unless items are
     /// still to be read.
     pub(crate) fn hold(&self, held: u64) -> u64 {

@@ -21,7 +21,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tollway_protocol::error::ConnectionEnd;
 
-pub use self::service::{METHOD, TunnelService};
+pub use self::service::{MAX_SESSION_TUNNELS, MAX_TUNNELS, METHOD, TunnelService};
 use crate::conduit::framed::{Framed, FramedReader, FramedWriter};
 use crate::conduit::{Conduit, Lanes, PeerInfo};
 use crate::connection::Connection;
@@ -102,7 +102,8 @@ impl Connection {
     /// connection may have many.
     ///
     /// # Errors
-    /// Those of a call; [`CallError::UnknownMethod`] when the service takes no tunnels.
+    /// Those of a call; [`CallError::UnknownMethod`] when the service takes no tunnels, [`CallError::Refused`] with code
+    /// [`AT_CAPACITY`](tollway_protocol::error::code::AT_CAPACITY) when it has too many.
     ///
     /// # Cancel safety
     /// Dropping the future ends the tunnel at the peer.
