@@ -26,8 +26,8 @@ use crate::observe::Happened;
 use crate::payment::{IDEMPOTENCY_KEY, OpenRequest, PaymentEvent};
 use crate::relay::{Endpoint, Relay};
 use crate::rpc::{
-    Aftermath, Answer, AnswerBytes, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, Outcome, StreamCore,
-    StreamError, accept_metadata,
+    Aftermath, Answer, AnswerBytes, CallContext, CallSlot, InboundStream, IncomingCall, MethodId, NamedCall, Outcome,
+    StreamCore, StreamError, accept_metadata,
 };
 use crate::shared::{ConnectionCell, OpenAnswer, Shared, State};
 
@@ -499,14 +499,10 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
         return;
     };
     // Who pays and names its call may make it again: what it has cost is to be known then.
-    let is_named = cell.service.as_ref().is_some_and(|service| service.payee.is_some())
-        && call.metadata.value(IDEMPOTENCY_KEY).is_some();
-    let cost = is_named.then(|| {
-        let (tell, cost) = oneshot::channel();
-        state.costs.insert(call.call, tell);
-        state.machine.report_charge(call.call);
-        cost
-    });
+    let payee = cell.service.as_ref().and_then(|service| service.payee.as_ref());
+    let is_named =
+        payee.is_some_and(|payee| payee.is_priced(call.method)) && call.metadata.value(IDEMPOTENCY_KEY).is_some();
+    let named = is_named.then(|| NamedCall { shared: shared.clone(), call: call.call });
     let context = CallContext {
         cell,
         connection: call.connection,
@@ -515,7 +511,7 @@ fn settle_call(shared: &Arc<Shared>, state: &mut State, work: &mut Work, call: C
         deadline: call.deadline.and_then(|left| Instant::now().checked_add(left)),
         token: OnceLock::new(),
         reservation: None,
-        cost,
+        named,
     };
     let incoming = IncomingCall { context, payload: call.payload, streams };
     work.calls.push(PendingCall { call: call.call, incoming, cancelled: false });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::stream::unfold;
 use tokio::sync::Semaphore;
 use tollway::conduit::endpoint::Endpoint;
@@ -317,17 +318,79 @@ async fn an_answer_that_was_lost_with_its_connection_is_given_to_who_asks_again(
     .await;
 }
 
+/// `[pay.key.once]`: who is impatient makes its call again while it runs, and gives that up again; it pays once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_that_wait_for_an_earlier_one_cost_nothing_when_they_are_given_up() {
+    within(async {
+        let world = world(|_| {}).await;
+        let paid = world.open(&world.wallet(1_000_000, 5_000)).await;
+        let connection = paid.connection().clone();
+        let slow = || {
+            let connection = paid.connection().clone();
+            async move { connection.call::<_, u64>(method("slow"), &500u64).with_idempotency_key("again").response().await }
+        };
+        let seen = || async { connection.call::<_, u64>(method("reply"), &10u64).await.expect("an answer") };
+        let first = tokio::spawn(slow());
+        world.model.started.acquire().await.expect("open").forget();
+        for _ in 0..3 {
+            let waiting = tokio::spawn(slow());
+            tokio::task::yield_now().await;
+            // Whatever was sent before an answered call has come.
+            seen().await;
+            waiting.abort();
+            assert!(waiting.await.expect_err("it waits").is_cancelled());
+            seen().await;
+        }
+        world.model.gate.add_permits(1);
+        assert_eq!(first.await.expect("no panic").expect("an answer").charged, Amount::new(500));
+        let closed = paid.close().await.expect("a receipt");
+        assert_eq!((closed.receipt.spent, closed.receipt.settled), (Amount::new(560), Amount::new(560)));
+    })
+    .await;
+}
+
+/// `[pay.key.once]`: a call that comes together with the end of its connection gives no answer away, and costs once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_ends_as_it_begins_is_still_paid_by_who_asks_again() {
+    within(async {
+        let world = world(|_| {}).await;
+        let wallet = world.wallet(1_000_000, 5_000);
+        for round in 0..20u64 {
+            let key = round.to_string();
+            let ask = |paid: &PaidConnection| {
+                let (connection, key) = (paid.connection().clone(), key.clone());
+                async move {
+                    connection.call::<_, u64>(method("answer"), &700u64).with_idempotency_key(key).response().await
+                }
+            };
+            let paid = world.open(&wallet).await;
+            let mut lost = Box::pin(ask(&paid));
+            assert!(lost.as_mut().now_or_never().is_none());
+            paid.connection().close(tollway::protocol::error::Reason::new(code::DROPPED, "gone"));
+            drop((lost, paid));
+            let again = world.open(&wallet).await;
+            assert_eq!(ask(&again).await.expect("an answer").value, 700);
+            assert_eq!(world.model.started.available_permits() as u64, round + 1, "it was executed once");
+            let closed = again.close().await.expect("a receipt");
+            assert_eq!(closed.receipt.spent, Amount::new(700), "round {round}");
+        }
+    })
+    .await;
+}
+
 /// `[pay.key.once]`: a record that survives the process has the answer, and of a call that was cut off that it was made.
 #[cfg(feature = "redb")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_in_a_durable_store_outlive_the_payee() {
-    use tollway::store::RedbStore;
+    use tollway::protocol::payment::{ChannelId, keccak256};
+    use tollway::store::{KeptAnswer, RedbStore};
     within(async {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("payee.redb");
         let reopened = || Arc::new(RedbStore::open(&file).expect("a store"));
         let durable = |store: Arc<RedbStore>| move |config: &mut PayeeConfig| config.store = store;
-        let first = world(durable(reopened())).await;
+        let first_store = reopened();
+        let first = world(durable(first_store.clone())).await;
         let wallet = first.wallet(1_000_000, 5_000);
         let ask = |paid: &PaidConnection, name, key: &'static str| {
             let connection = paid.connection().clone();
@@ -335,21 +398,37 @@ async fn answers_in_a_durable_store_outlive_the_payee() {
         };
         let paid = first.open(&wallet).await;
         assert_eq!(ask(&paid, "answer", "kept").await.expect("an answer").charged, Amount::new(700));
+        let key_of = |channel: ChannelId, key: &[u8]| {
+            keccak256(&[channel.0.as_slice(), &method("answer").0.to_be_bytes(), key].concat())
+        };
+        let id = key_of(paid.channel_id(), b"kept");
+        // It is known what it has cost when the response is on its way, and noted then.
+        let store = first_store.clone();
+        while store.load_answer(id).await.expect("a row").and_then(|kept| kept.charged) != Some(Amount::new(700)) {
+            tokio::task::yield_now().await;
+        }
         let cut = tokio::spawn(ask(&paid, "slow", "cut off"));
         first.model.started.acquire_many(2).await.expect("open").forget();
         let ledger = first.ledger.clone();
         // The process is gone: nothing of it answers any more, and the file is as a crash leaves it.
         let copy = dir.path().join("copy.redb");
         std::fs::copy(&file, &copy).expect("a copy");
+        let paid_from = paid.channel_id();
         drop(paid);
         cut.abort();
         let store = Arc::new(RedbStore::open(&copy).expect("a store"));
+        // As if the process had died before it was known what this had cost.
+        let kept = store.load_answer(id).await.expect("a row").expect("an answer");
+        let unknown = key_of(paid_from, b"unknown");
+        store.keep_answer(unknown, Some(KeptAnswer { charged: None, ..kept })).await.expect("a write");
         let second = world_on(ledger, durable(store)).await;
         let paid = second.open(&wallet).await;
         let again = ask(&paid, "answer", "kept").await.expect("an answer");
         assert_eq!((again.value, again.charged), (700, Amount::ZERO));
         let lost = ask(&paid, "slow", "cut off").await;
         assert!(matches!(lost, Err(CallError::Refused(reason)) if reason.code == code::ANSWER_NOT_KEPT));
+        let unknown = ask(&paid, "answer", "unknown").await;
+        assert!(matches!(unknown, Err(CallError::Refused(reason)) if reason.code == code::ANSWER_NOT_KEPT));
         assert_eq!(second.model.started.available_permits(), 0, "nothing was executed again");
     })
     .await;

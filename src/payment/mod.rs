@@ -35,6 +35,8 @@ mod wallet_store;
 mod wallet_tests;
 mod windows;
 
+#[cfg(feature = "redb")]
+pub(crate) use answers::now_ms;
 pub use answers::{ANSWER_AGE, IDEMPOTENCY_KEY, MAX_ANSWER_BYTES, MAX_ANSWERS_BYTES, MAX_KEY_BYTES, MAX_KEYS};
 pub(crate) use mailbox::{MAX_MESSAGES, Mailbox, PaymentEvent};
 pub use paid::{ClosedChannel, KeptChannel, PaidConnection, PaymentStats};

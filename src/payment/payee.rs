@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
@@ -260,6 +260,8 @@ pub struct Payee {
     pub(super) prices: Arc<PriceTable>,
     /// What is reserved for a call, by method.
     reserved: FxHashMap<u64, Amount>,
+    /// Methods whose calls cost something.
+    priced: FxHashSet<u64>,
     pub(super) answers: Answers,
     challenge_key: ChallengeKey,
     /// Challenges are dated from here on: a clock that is set back would bring used ones back.
@@ -384,6 +386,7 @@ impl Payee {
             terms_hash: signed.hash(),
             prices: Arc::new(terms.methods.iter().map(|method| (method.method_id, method.price)).collect()),
             reserved: reserved(&terms).collect(),
+            priced: terms.methods.iter().filter(|of| !of.price.is_free()).map(|of| of.method_id).collect(),
             answers: Answers::default(),
             terms,
             signed,
@@ -415,6 +418,11 @@ impl Payee {
         let reservation = Arc::new(Reservation::new(maximum));
         incoming.context.reservation = Some(reservation.clone());
         reservation::hold(reservation, self.config.reservation_expiry, service.call(incoming))
+    }
+
+    /// Whether calls of this method cost something.
+    pub(crate) fn is_priced(&self, method: u64) -> bool {
+        self.priced.contains(&method)
     }
 
     /// Who is paid.

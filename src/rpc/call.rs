@@ -73,8 +73,8 @@ impl<'a, R, E> Call<'a, R, E> {
         self
     }
 
-    /// Gives the call a name, by which a paid service knows it again: made once more with the same key and arguments, after a
-    /// lost connection say, it is not executed twice and costs nothing more. It is answered as the first time, or with
+    /// Gives the call of a method with a price a name, by which a paid service knows it again: made once more
+    /// with the same key and arguments, after a lost connection say, it is not executed twice and costs nothing more. It is answered as the first time, or with
     /// [`ANSWER_NOT_KEPT`](tollway_protocol::error::code::ANSWER_NOT_KEPT). A payee remembers keys for
     /// [`ANSWER_AGE`](crate::payment::ANSWER_AGE), for each payment channel and method; they have at most
     /// [`MAX_KEY_BYTES`](crate::payment::MAX_KEY_BYTES). A call with a key runs to its end, also when it is cancelled.

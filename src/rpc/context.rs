@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::metadata::Metadata;
 use tollway_protocol::payment::Amount;
+use tollway_protocol::session::CallKey;
 
 use super::meter::Meter;
 use super::method::MethodId;
@@ -19,7 +20,7 @@ use crate::auth::Identity;
 use crate::conduit::PeerInfo;
 use crate::connection::Connection;
 use crate::payment::Reservation;
-use crate::shared::ConnectionCell;
+use crate::shared::{ConnectionCell, Shared};
 
 /// A call that is being answered: who makes it, on which connection, until when.
 ///
@@ -34,8 +35,27 @@ pub struct CallContext {
     /// Made for the first that asks; cancelled with the context, which lives as long as the handler.
     pub(crate) token: OnceLock<CancellationToken>,
     pub(crate) reservation: Option<Arc<Reservation>>,
-    /// Says what a call with an idempotency key has cost.
-    pub(crate) cost: Option<oneshot::Receiver<Amount>>,
+    /// A call with a price and an idempotency key.
+    pub(crate) named: Option<NamedCall>,
+}
+
+/// A call that its payer has named, so that it can make it again.
+pub(crate) struct NamedCall {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) call: CallKey,
+}
+
+impl NamedCall {
+    /// Begins it. What comes back says what it has cost; `None` when its caller is gone, and nothing is to be executed.
+    pub(crate) fn begin(self, paid_before: Amount) -> Option<oneshot::Receiver<Amount>> {
+        let mut state = self.shared.lock();
+        if !state.machine.begin_named(self.call, paid_before) {
+            return None;
+        }
+        let (tell, cost) = oneshot::channel();
+        state.costs.insert(self.call, tell);
+        Some(cost)
+    }
 }
 
 impl fmt::Debug for CallContext {

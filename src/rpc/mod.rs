@@ -24,6 +24,7 @@ mod stream_traits;
 
 pub use call::{Call, Response};
 pub use codec::{DecodeError, EncodeError};
+pub(crate) use context::NamedCall;
 pub use context::{CallContext, ConnectionData};
 pub use error::{Body, CallError, ConnectFailure, ErrorKind, Execution, NoError, UnpaidCounts};
 /// What an [`Rx`] is, and what a method of a service may return.

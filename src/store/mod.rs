@@ -142,6 +142,9 @@ pub struct KeptAnswer {
     pub made_ms: u64,
     /// The answer; `None` for one that was not kept, or of a call that may have been executed.
     pub body: Option<AnswerBody>,
+    /// What all attempts have cost, in base units; `None` while one is under way. After a crash then, the answer is given
+    /// to nobody: neither free nor charged twice.
+    pub charged: Option<Amount>,
 }
 
 /// An answer as it was given.

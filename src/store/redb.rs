@@ -13,7 +13,7 @@ use tollway_protocol::payment::{ChannelId, Hash};
 use super::{ChannelRecord, ChannelStore, ChannelWatch, KeptAnswer, StoreError, Watchers, check_evict, check_update};
 use crate::disk::{self, Disk, DiskError, Effect, FileKind, StorageBackend, Table, for_each_row};
 use crate::future::BoxFuture;
-use crate::payment::MAX_KEYS;
+use crate::payment::{ANSWER_AGE, MAX_KEYS, now_ms};
 
 /// Records by channel id.
 const CHANNELS: Table = Table::new("channels");
@@ -169,11 +169,13 @@ fn remove(transaction: &WriteTransaction, id: ChannelId, expected: u64) -> Chang
     Ok((Ok(next_version(transaction)?), Effect::Written))
 }
 
-/// Beyond the bound the older half is forgotten at once, so that looking for it is rare.
+/// Beyond the bound those are forgotten that are too old, and of younger ones only as many of the oldest as must be, and
+/// some more, so that looking for them is rare.
 fn keep_answer(
     transaction: &WriteTransaction,
     id: Hash,
     answer: Option<&KeptAnswer>,
+    now_ms: u64,
 ) -> Result<((), Effect), DiskError> {
     let mut answers = transaction.open_table(ANSWERS)?;
     match answer {
@@ -181,15 +183,26 @@ fn keep_answer(
         None => drop(answers.remove(id.0.as_slice())?),
     }
     if answers.len()? > MAX_KEYS as u64 {
-        let mut ages = Vec::with_capacity(MAX_KEYS);
-        for row in answers.iter()? {
-            ages.push(disk::decode::<KeptAnswer>(row?.1.value())?.made_ms);
-        }
-        ages.sort_unstable();
-        let middle = ages.get(ages.len() / 2).copied().unwrap_or_default();
-        answers.retain(|_, row| disk::decode::<KeptAnswer>(row).is_ok_and(|kept| kept.made_ms >= middle))?;
+        forget_old(&mut answers, now_ms)?;
     }
     Ok(((), Effect::Written))
+}
+
+fn forget_old(answers: &mut redb::Table<'_, &[u8], &[u8]>, now_ms: u64) -> Result<(), DiskError> {
+    let still_counts = now_ms.saturating_sub(u64::try_from(ANSWER_AGE.as_millis()).unwrap_or(u64::MAX));
+    // One that cannot be read is of no use.
+    let made_ms = |row: &[u8]| disk::decode::<KeptAnswer>(row).map_or(0, |kept| kept.made_ms);
+    answers.retain(|_, row| made_ms(row) > still_counts)?;
+    if answers.len()? > MAX_KEYS as u64 {
+        let mut ages = Vec::with_capacity(MAX_KEYS);
+        for row in answers.iter()? {
+            ages.push(made_ms(row?.1.value()));
+        }
+        ages.sort_unstable();
+        let oldest_that_stays = ages.get(MAX_KEYS / 16).copied().unwrap_or_default();
+        answers.retain(|_, row| made_ms(row) >= oldest_that_stays)?;
+    }
+    Ok(())
 }
 
 fn next_version(transaction: &WriteTransaction) -> Result<u64, DiskError> {
@@ -277,11 +290,41 @@ impl ChannelStore for RedbStore {
     }
 
     fn keep_answer(&self, id: Hash, answer: Option<KeptAnswer>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let write = move |transaction: &WriteTransaction| keep_answer(transaction, id, answer.as_ref());
+        let write = move |transaction: &WriteTransaction| keep_answer(transaction, id, answer.as_ref(), now_ms());
         Box::pin(async move { self.disk.write(write, |()| ()).await.map_err(backend) })
     }
 
     fn survives_restart(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use redb::ReadableDatabase;
+
+    use super::*;
+
+    /// `[pay.key.once]`: a key that is forgotten while it counts would be charged twice.
+    #[test]
+    fn answers_that_are_too_old_are_forgotten_before_any_that_counts() {
+        let database = redb::Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
+        let (young, now) = (10_000_000, 10_000_000 + ANSWER_AGE.as_millis() as u64 - 1);
+        let keep = |transaction: &WriteTransaction, number: usize, made_ms| {
+            let id = tollway_protocol::payment::keccak256(&number.to_be_bytes());
+            let answer = KeptAnswer { args: id, made_ms, body: None, charged: None };
+            keep_answer(transaction, id, Some(&answer), now).unwrap();
+        };
+        let count = || database.begin_read().unwrap().open_table(ANSWERS).unwrap().len().unwrap() as usize;
+        let transaction = database.begin_write().unwrap();
+        (0..100).for_each(|number| keep(&transaction, number, young - 1));
+        (100..=MAX_KEYS).for_each(|number| keep(&transaction, number, young + number as u64));
+        transaction.commit().unwrap();
+        assert_eq!(count(), MAX_KEYS - 99, "none but those that are too old");
+        let transaction = database.begin_write().unwrap();
+        (MAX_KEYS + 1..=MAX_KEYS + 100).for_each(|number| keep(&transaction, number, young + number as u64));
+        transaction.commit().unwrap();
+        assert_eq!(count(), MAX_KEYS + 1 - MAX_KEYS / 16, "of those that count, the oldest");
     }
 }

@@ -42,6 +42,10 @@ impl Rate {
     }
 }
 
+/// The metadata entry of a call whose value names it within its channel and method, so that it is executed and charged once
+/// however often it is made. `[pay.key.once]`
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The price of one method. What is left at its default is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Price {

@@ -31,7 +31,7 @@ pub use eip712::keccak256;
 pub use key::{SecretKey, SecretKeyError};
 pub use ledger_messages::LedgerIdentity;
 pub use message::{MAX_PAYMENT_MESSAGE_BYTES, PaymentMessage, Quote};
-pub use metering::{CallMeter, Price, Rate, Usage};
+pub use metering::{CallMeter, IDEMPOTENCY_KEY, Price, Rate, Usage};
 pub use payer::{
     Decline, DeclineReason, NeedAnswer, PayerBook, PayerLimits, PayerSnapshot, ResumeRefusal, SignError,
     UnworkableTerms,

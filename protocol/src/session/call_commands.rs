@@ -160,18 +160,32 @@ impl Machine {
             }
         };
         if let Some(entry) = self.calls.get_mut(call) {
-            (entry.above_call, entry.paid_before) = (above_call, spec.paid_before);
+            entry.above_call = above_call;
+            // Any other end of a named call costs what its beginning left to be paid. [pay.key.once]
+            if matches!(spec.status, Status::Ok | Status::AppError) {
+                entry.paid_before = spec.paid_before;
+            }
         }
         self.push_response(call, spec.status, spec.metadata, spec.payload, slots.clone());
         Ok(slots)
     }
 
-    /// Says with [`Event::CallCharged`](super::Event::CallCharged) what this call of the peer's has cost, when its response
-    /// is taken for writing or its connection ends before that.
-    pub fn report_charge(&mut self, call: CallKey) {
-        if let Some(call) = self.calls.get_mut(call) {
-            call.reports = true;
+    /// Begins a call of the peer's that an idempotency key names, of which earlier attempts have cost `paid_before`, in base
+    /// units. From now on its cancel, deadline or lost connection costs what its price has above that; before, they cost
+    /// nothing, however often the call is made. `[pay.key.once]`
+    /// [`Event::CallCharged`](super::Event::CallCharged) says what it has cost when its response is taken for writing or
+    /// its connection ends before that.
+    ///
+    /// Returns `false` when the call was cancelled, was answered or has ended: nothing is charged or reported then, and
+    /// nothing is to be executed.
+    #[must_use]
+    pub fn begin_named(&mut self, call: CallKey, paid_before: Amount) -> bool {
+        let Some(call) = self.calls.get_mut(call) else { return false };
+        if call.cancelled || !matches!(call.state, CallState::Running { .. }) {
+            return false;
         }
+        (call.paid_before, call.reports) = (paid_before, true);
+        true
     }
 
     pub(super) fn push_response(

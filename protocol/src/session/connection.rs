@@ -337,7 +337,7 @@ pub(super) struct Call {
     pub(super) held: Option<Amount>,
     /// Payee: what the response states above the call price, in base units.
     pub(super) above_call: Amount,
-    /// Payee: what earlier attempts of the same call have cost, in base units.
+    /// Payee: what earlier attempts of the same call have cost, in base units; all of a call with a key that has not begun.
     pub(super) paid_before: Amount,
     /// Payee: the application wants to know what it has cost.
     pub(super) reports: bool,

@@ -230,8 +230,8 @@ pub enum Event {
         /// The message as it was framed.
         message: Bytes,
     },
-    /// Payee: a call that was to be [reported](super::Machine::report_charge) has cost so much when it was answered, or when
-    /// its connection ended before that.
+    /// Payee: a call that an idempotency key names, and that was [begun](super::Machine::begin_named), has cost so much when
+    /// it was answered, or when its connection ended before that.
     CallCharged {
         /// The call.
         call: CallKey,

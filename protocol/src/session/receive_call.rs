@@ -13,7 +13,7 @@ use crate::error::Violation;
 use crate::frame::Lane;
 use crate::message::{Cancel, Done, Header, Request, Response, Status};
 use crate::metadata::Metadata;
-use crate::payment::{Amount, CallMeter, Usage};
+use crate::payment::{Amount, CallMeter, IDEMPOTENCY_KEY, Usage};
 
 fn check_body(payload: &Bytes, max_body: u32) -> Result<(), Violation> {
     if payload.len() > max_body as usize {
@@ -51,6 +51,8 @@ impl Machine {
             Some(Money::Payee(payee)) => payee.prices.index(request.method),
             _ => None,
         };
+        // It may wait for the one before it, which is charged: until it begins itself, it costs nothing. [pay.key.once]
+        let is_named = price.is_some() && request.metadata.value(IDEMPOTENCY_KEY).is_some();
         let call = self.calls.insert(Call {
             connection: id,
             state: CallState::Running { id: request.call },
@@ -60,7 +62,7 @@ impl Machine {
             price,
             held: None,
             above_call: Amount::ZERO,
-            paid_before: Amount::ZERO,
+            paid_before: if is_named { Amount::MAX } else { Amount::ZERO },
             reports: false,
             cancelled: false,
         });

@@ -6,9 +6,11 @@ use tollway_protocol::error::{Reason, code};
 use tollway_protocol::id::ConnectionId;
 use tollway_protocol::message::{Flow, Status};
 use tollway_protocol::metadata::Metadata;
-use tollway_protocol::payment::{Amount, Price};
+use tollway_protocol::payment::{Amount, IDEMPOTENCY_KEY, Price};
 use tollway_protocol::peer::Read;
-use tollway_protocol::session::{CallKey, CommandError, Event, PayeeMoney, PayerMoney, PriceTable, ResponseSpec};
+use tollway_protocol::session::{
+    CallKey, CallSpec, CommandError, Event, PayeeMoney, PayerMoney, PriceTable, ResponseSpec,
+};
 use tollway_protocol::stream::{Ending, StreamKey};
 
 use crate::pair::{A, B, Pair};
@@ -650,4 +652,42 @@ fn a_handler_whose_connection_is_lost_costs_the_call_price_unless_the_payee_ende
         assert_eq!(lost(method, &close(B, code::INTERNAL)), 0, "the payee's own failure");
     }
     assert_eq!(lost(FREE, &close(A, code::NONE)), 10);
+}
+
+/// `[pay.key.once]`: a call with a key costs nothing until it begins, and then what earlier attempts left to be paid.
+#[test]
+fn a_named_call_that_has_not_begun_costs_nothing_however_it_ends() {
+    let mut pair = Pair::one_lane();
+    let id = paid(&mut pair, 1_000);
+    let name = |pair: &mut Pair, key: &'static str| {
+        let metadata = Metadata::new().with(IDEMPOTENCY_KEY, key.as_bytes());
+        let spec = CallSpec { connection: id, method: CALL, deadline: None, metadata, payload: "".into(), slots: &[] };
+        let ours = pair.peers[A].start_call(spec).unwrap();
+        pair.run();
+        (ours.0, pair.requests(B).pop().expect("its price is covered").call)
+    };
+    let cancel = |pair: &mut Pair, (ours, theirs)| {
+        pair.peers[A].session_mut().cancel_call(ours);
+        pair.run();
+        pair.answer(B, theirs, Status::Cancelled, b"");
+        pair.run();
+    };
+    let waiting = name(&mut pair, "a");
+    cancel(&mut pair, waiting);
+    assert_eq!(books(&pair, id), (0, 0), "it waited for its turn");
+    let begun = name(&mut pair, "a");
+    assert!(pair.peers[B].session_mut().begin_named(begun.1, Amount::new(4)));
+    cancel(&mut pair, begun);
+    assert_eq!(books(&pair, id).0, 6, "4 of 10 were paid");
+    let charged = |event| if let Event::CallCharged { charged, .. } = event { Some(charged.units()) } else { None };
+    assert_eq!(pair.take(B).into_iter().find_map(charged), Some(6));
+    assert!(!pair.peers[B].session_mut().begin_named(begun.1, Amount::ZERO), "it has ended");
+    let (_, lost) = name(&mut pair, "b");
+    let before = books(&pair, id).0;
+    pair.peers[A].session_mut().close(id, Reason::new(code::DROPPED, ""));
+    pair.run();
+    let ended = |event| if let Event::ConnectionClosed { money, .. } = event { money } else { None };
+    let money = pair.take(B).into_iter().find_map(ended).expect("it was paid");
+    assert_eq!(money.amount.units(), before);
+    assert!(!pair.peers[B].session_mut().begin_named(lost, Amount::ZERO), "nothing is executed for it");
 }
