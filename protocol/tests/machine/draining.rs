@@ -87,6 +87,31 @@ fn a_connection_without_calls_closes_as_soon_as_the_peer_has_answered() {
     });
 }
 
+/// The story: the last open call is answered while another one is on its way. Closing now would leave its caller in doubt.
+/// `[session.drain.close]`
+#[test]
+fn the_close_waits_for_the_word_that_no_call_is_on_its_way() {
+    both_modes(|mut pair| {
+        let id = pair.connect(A);
+        pair.call(A, id, 1, b"first");
+        pair.run();
+        let served = pair.requests(B)[0].call;
+        drain(&mut pair, B, id, None);
+        pair.call(A, id, 1, b"on its way");
+        pair.write(A);
+        pair.pipes[A].stalled = true;
+        pair.answer(B, served, Status::Ok, b"");
+        pair.run();
+        assert_eq!(pair.counts()[B], (1, 0, 0), "open, although no call is");
+        pair.pipes[A].stalled = false;
+        pair.run();
+        let statuses: Vec<_> = pair.responses(A).iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [Status::Ok, Status::Refused]);
+        assert_eq!(pair.counts(), [(0, 0, 0); 2]);
+        pair.assert_alive();
+    });
+}
+
 /// `[session.drain.refused]`
 #[test]
 fn a_call_that_crosses_the_draining_is_refused_unexecuted() {
